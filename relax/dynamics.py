@@ -60,8 +60,7 @@ def _uniform(n, sides, generator):
 # %% ../nbs/00_dynamics.ipynb #cell-14
 class System:
     """What all reference systems share. A subclass gives `dim`, `initial`, `_step` and `_eigenvalues`; time runs in steps of `dt`."""
-    dim = 2
-    sides = (1.0, 1.0)
+    dim, sides = 2, (1.0, 1.0)
 
     def simulate(self, n_traj: int, n_steps: int, generator: torch.Generator | None = None, x0: torch.Tensor | None = None) -> torch.Tensor:
         """Trajectories (n_traj, n_steps, dim) in float64. Position 0 is the initial state: `x0` (dim,) or (n_traj, dim), else `initial`."""
@@ -125,7 +124,7 @@ def _expm1_over(a: float, t: float) -> float:
     "(exp(a t) - 1) / a, which is t at a = 0."
     return math.expm1(a * t) / a if a else t
 
-
+# %% ../nbs/00_dynamics.ipynb #cell-22
 @dataclass
 class SlowManifold(System):
     """x1' = mu x1, x2' = lam (x2 - x1^2); the exact flow over dt. `initial` is uniform in [-1, 1]^2.
@@ -162,7 +161,7 @@ def _without(values, taken):
         if near: values.remove(near[0])
     return values
 
-# %% ../nbs/00_dynamics.ipynb #cell-27
+# %% ../nbs/00_dynamics.ipynb #cell-28
 @dataclass
 class OrnsteinUhlenbeck(System):
     """dx = -theta x dt + sqrt(2 diffusion) dW in one dimension; the exact transition over dt.
@@ -190,7 +189,7 @@ class OrnsteinUhlenbeck(System):
     def _eigenvalues(self, n):
         return torch.exp(-self.theta * self.dt * torch.arange(n, dtype=torch.float64)).to(torch.complex128)
 
-# %% ../nbs/00_dynamics.ipynb #cell-33
+# %% ../nbs/00_dynamics.ipynb #cell-34
 @dataclass
 class StuartLandau(System):
     """z' = (mu + i omega) z - |z|^2 z with z = x1 + i x2; the exact flow over dt.
@@ -227,7 +226,7 @@ class StuartLandau(System):
 
 def _exp(z: complex) -> complex: return math.exp(z.real) * complex(math.cos(z.imag), math.sin(z.imag))
 
-# %% ../nbs/00_dynamics.ipynb #cell-36
+# %% ../nbs/00_dynamics.ipynb #cell-37
 def rk4(field, x: torch.Tensor, dt: float, piece: float) -> torch.Tensor:
     "Follow x' = field(x) for a time dt in equal pieces no longer than `piece`: classical Runge-Kutta, error of order piece^4."
     n = math.ceil(dt / piece - 1e-9)
@@ -246,7 +245,7 @@ class Flow(System):
 
     def _step(self, x, generator=None): return rk4(self._field, x, self.dt, self.piece)
 
-# %% ../nbs/00_dynamics.ipynb #cell-38
+# %% ../nbs/00_dynamics.ipynb #cell-39
 @dataclass
 class Pendulum(Flow):
     """theta' = p, p' = -sin(theta), without friction; theta is not wrapped. `initial` is uniform in [-pi, pi] x [-3, 3].
@@ -267,7 +266,7 @@ class Pendulum(Flow):
         raise NotImplementedError(f"n = {n}: the frequency of a swing depends on its energy, so beyond the eigenvalue 1 the spectrum is "
                                   "continuous and fills the unit circle; test |l| = 1 instead")
 
-# %% ../nbs/00_dynamics.ipynb #cell-41
+# %% ../nbs/00_dynamics.ipynb #cell-42
 @dataclass
 class Duffing(Flow):
     """x1' = x2, x2' = -delta x2 + x1 - x1^3: two wells at x1 = +-1. `initial` is uniform in [-2, 2]^2.
@@ -295,7 +294,7 @@ class Duffing(Flow):
         levels = [list(level) for _, level in itertools.groupby(one_well, _decay)]
         return torch.tensor([v for level in levels for v in level + level][:n], dtype=torch.complex128)
 
-# %% ../nbs/00_dynamics.ipynb #cell-45
+# %% ../nbs/00_dynamics.ipynb #cell-46
 @dataclass
 class VanDerPol(Flow):
     """x1' = x2, x2' = mu (1 - x1^2) x2 - x1, mu >= 0. `initial` is uniform in [-3, 3]^2.
