@@ -9,9 +9,8 @@ __all__ = ['ESTIMATORS', 'Estimator', 'dsd', 'koopman_spectrum']
 from dataclasses import dataclass
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from .dictionary import check_finite, check_states, gram_residuals
+from .dictionary import Eigenpairs, check_finite, check_states, gram_residuals
 
 # %% ../nbs/03_dsd.ipynb #cell-3
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Estimator:
 
 ESTIMATORS = {
     "robust": Estimator(),
-    "paper": Estimator(centre=False, gram="sources", ridge=1e-12, floor=1e-12, smooth=1e-12, weight=None, ddof=1),
+    "paper": Estimator(centre=False, gram="sources", ridge=1e-10, floor=1e-12, smooth=1e-12, weight=None, ddof=1),
     "authors": Estimator("singular", centre=False, gram="sources", ridge=0.0, floor=1e-3, smooth=1e-3, weight=None, ddof=1)}
 
 
@@ -77,37 +76,6 @@ def _koopman(psi, mask, est):
     return torch.linalg.solve_ex(gram + r[:, None, None] * eye, xy)[0], (xx, xy, y.mT @ y if est.weight else None)
 
 # %% ../nbs/03_dsd.ipynb #cell-6
-class _Radius(torch.autograd.Function):
-    "rho = sqrt(|l|^2 + smooth) of each eigenvalue of K, given its eigenpairs; dK = Re(V^-H diag(g l / rho) V^H)."
-
-    @staticmethod
-    def forward(ctx, K, eigenvalues, vectors, smooth):
-        rho = (eigenvalues.abs().square() + smooth).sqrt()
-        ctx.save_for_backward(eigenvalues, vectors, rho)
-        return rho
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        eigenvalues, V, rho = ctx.saved_tensors
-        return (_left(V) @ ((g * eigenvalues / rho)[..., None] * V.mH)).real, None, None, None
-
-
-def _left(V, worst=1e10):
-    "V^-H of a batch; the pseudo-inverse where V has no inverse worth the name (a defective K)."
-    inverse = torch.linalg.inv_ex(V)[0]
-    size = inverse.abs().amax((-2, -1))
-    bad = ~(size < worst)
-    if bad.any(): inverse[bad] = torch.linalg.pinv(V[bad], rtol=1 / worst)
-    return inverse.mH
-
-
-def _eig(K):
-    "Eigenvalues and unit right eigenvectors of a batch, without gradient; LAPACK on the CPU, one round trip for the whole batch."
-    values, vectors = torch.linalg.eig(K.detach().cpu())
-    return values.to(K.device), vectors.to(K.device)
-
-# %% ../nbs/03_dsd.ipynb #cell-7
 def _dispersion(rho, weights, ddof):
     "Weighted variance along the last dimension; with equal weights it is torch.var."
     weights = weights / weights.sum(-1, keepdim=True)
@@ -120,13 +88,13 @@ def _spectra(K, moments, est):
     if est.spectrum == "singular":
         s = torch.linalg.svdvals(K)
         return (s.square() + est.smooth).sqrt(), torch.ones_like(s)
-    eigenvalues, vectors = _eig(K)
-    rho = _Radius.apply(K, eigenvalues, vectors, est.smooth)
+    eigenvalues, vectors = Eigenpairs.apply(K)
+    rho = (eigenvalues.abs().square() + est.smooth).sqrt()
     if not est.weight: return rho, torch.ones_like(rho)
-    res2 = gram_residuals(*(z.detach() for z in moments), eigenvalues, vectors)
+    res2 = gram_residuals(*(z.detach() for z in moments), eigenvalues.detach(), vectors.detach())
     return rho, 1 / (1 + res2 / est.weight**2)
 
-# %% ../nbs/03_dsd.ipynb #cell-8
+# %% ../nbs/03_dsd.ipynb #cell-7
 def dsd(hidden: torch.Tensor, dictionary, mask: torch.Tensor | None = None, estimator: str | Estimator = "robust") -> torch.Tensor:
     """Dynamic spectral dispersion of each trajectory: (B,) float64, differentiable in `hidden` (B, T, d).
 
@@ -141,7 +109,7 @@ def dsd(hidden: torch.Tensor, dictionary, mask: torch.Tensor | None = None, esti
     rho, weights = _spectra(K, moments, est)
     return _dispersion(rho, weights, est.ddof)
 
-# %% ../nbs/03_dsd.ipynb #cell-9
+# %% ../nbs/03_dsd.ipynb #cell-8
 @torch.no_grad()
 def koopman_spectrum(hidden: torch.Tensor, dictionary, mask: torch.Tensor | None = None, estimator: str | Estimator = "robust") -> torch.Tensor:
     """The spectrum behind `dsd`: (B, m) complex128, by falling magnitude, without gradient; for "authors" the singular values.
@@ -152,5 +120,5 @@ def koopman_spectrum(hidden: torch.Tensor, dictionary, mask: torch.Tensor | None
     mask = check_states(hidden, dictionary.state_dim, mask)
     K, _ = _koopman(*_features(hidden, dictionary, mask, est), est)
     if est.spectrum == "singular": return torch.linalg.svdvals(K).to(torch.complex128)
-    values, _ = _eig(K)
+    values, _ = Eigenpairs.apply(K)
     return values.gather(-1, values.abs().argsort(dim=-1, descending=True))
