@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ACCEPTED', 'backbone', 'Tap', 'capture_hidden', 'hidden_states']
 
-# %% ../nbs/04_hidden.ipynb #cell-2
+# %% ../nbs/04_hidden.ipynb #cell-5
 import inspect
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-# %% ../nbs/04_hidden.ipynb #cell-3
+# %% ../nbs/04_hidden.ipynb #cell-19
 ACCEPTED = ("accepted: a transformers causal language model or vision-language model, the same under PEFT (LoRA, QLoRA), "
             "or wrapped by DistributedDataParallel, accelerate or DeepSpeed")
 
@@ -21,7 +21,7 @@ def backbone(model) -> nn.Module:
     """The module whose output the LM head reads: wrappers, adapters and the vision tower are taken off, LoRA layers stay in.
 
     Raises:
-        ValueError: `model` has no such module.
+        ValueError: `model` has no such module, or PEFT would add virtual tokens to its states.
     """
     found = model
     while isinstance(getattr(found, "module", None), nn.Module): found = found.module
@@ -48,7 +48,7 @@ def _last(output, module) -> torch.Tensor:
     raise ValueError(f"model: its backbone {type(module).__name__} returned {type(output).__name__} without a (B, T, d) "
                      f"last_hidden_state; {ACCEPTED}")
 
-# %% ../nbs/04_hidden.ipynb #cell-4
+# %% ../nbs/04_hidden.ipynb #cell-22
 class Tap:
     "What `capture_hidden` hands out: `.states` is (B, T, d), from the last forward pass inside the block."
 
@@ -87,7 +87,7 @@ def capture_hidden(model):
         hook.remove()
         tap._states, tap._open = None, False
 
-# %% ../nbs/04_hidden.ipynb #cell-5
+# %% ../nbs/04_hidden.ipynb #cell-41
 def hidden_states(model, input_ids, attention_mask=None) -> torch.Tensor:
     """The last-layer states (B, T, d) of `input_ids` (B, T), without the LM head: no (B, T, vocabulary) logits are made.
 
@@ -95,7 +95,7 @@ def hidden_states(model, input_ids, attention_mask=None) -> torch.Tensor:
     padding has no meaning. Gradients follow the ambient grad mode. Text only: for images use `capture_hidden`.
 
     Raises:
-        ValueError: `model` as in `capture_hidden`; `input_ids` is no (B, T) tensor of integers, or the shape of `attention_mask` differs.
+        ValueError: `model` as in `capture_hidden`; `input_ids` is no (B, T) tensor of integers; `attention_mask` has another shape.
     """
     if not torch.is_tensor(input_ids) or input_ids.ndim != 2 or input_ids.is_floating_point():
         raise ValueError(f"input_ids: got {_kind(input_ids)}; accepted: a (B, T) tensor of token ids")

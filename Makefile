@@ -1,0 +1,37 @@
+# Everything here sets up what it needs by itself; a second call reuses it. Needs Python 3.10-3.12 (`make PYTHON=python3.11 demo` to choose).
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread a process: on a busy machine torch's thread pool is many times slower than two processes of one thread each.
+export OMP_NUM_THREADS := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test bench figures costs readme export clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+.venv/core: constraints.txt settings.ini setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"relax needs Python 3.10, 3.11 or 3.12, $(PYTHON) is {v[0]}.{v[1]}; choose one: make PYTHON=python3.11")'
+	@echo "Setting up .venv (once; some minutes, mostly the download of torch)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/all: .venv/core
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,trl,gpu,eval]'
+	@touch $@
+
+demo: .venv/core  ## train GRPO, ReLaX and the uniform-KL control on this machine's processor, and draw figures/demo.png
+	@$(BIN)/python -m relax.demo $(if $(FRESH),--fresh)
+
+test: .venv/all  ## notebooks, pytest, and that modules and README are what the notebooks say
+	$(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/pytest
+
+bench: .venv/all  ## ratios of speed, written to data/bench.json
+	$(BIN)/python -m relax.bench
+
+export: .venv/all  ## modules and README from the notebooks
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python -c 'from relax.record import write_readme; write_readme()'
