@@ -20,7 +20,7 @@ from .train import TrainConfig, train_all
 
 # %% ../nbs/demo.ipynb #cell-3
 METHODS = ("grpo", "uniform_kl", "relax")
-STEPS = 80
+STEPS = 100
 
 
 def demo_configs(seed: int = 0, steps: int = STEPS) -> dict[str, TrainConfig]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'Problem', 'Verdict', 'is_heldout', 'Task', 'apply_op', 'combine', 'show', 'legal_steps', 'solutions',
-           'Countdown', 'take_step', 'random_steps', 'Waypoints']
+           'Countdown', 'take_step', 'random_steps', 'Waypoints', 'gap']
 
 # %% ../nbs/05_tasks.ipynb #cell-2
 import hashlib
@@ -200,64 +200,79 @@ def random_steps(numbers: tuple, max_value: int, rng) -> tuple[list, int]:
 class Waypoints(Task):
     """Walk along the number line 0..max_value by the steps in your `hand`, through the waypoints in order, never onto a wall.
 
-    A response spells out each move and where it leads, `+ 7 22`, marks a waypoint reached by `,` and the last one by `!`.
-    Levels have 3, 4, 5, 6 waypoints and 0, 3, 5, 8 walls. Legs can be walked in many ways, so a prompt has very many solutions;
-    a walk that wanders runs out of `max_moves`.
+    A response names each waypoint and spells out each move: sign, step, where it leads, and how far the waypoint then is,
+    `to 17 < 13 - 9 21 < 4 - 4 17 = to 30 > 13 ...`, until the last is reached, `!`. Levels 1-4 have 2, 3, 4, 5 waypoints and 0, 2, 4, 6 walls.
+    A leg can be walked in many ways, so a prompt has very many solutions; a walk that wanders runs out of `max_moves`.
     """
-    max_value: int = 59
-    max_step: int = 12
+    max_value: int = 39
+    max_step: int = 9
     hand_size: int = 3
-    max_moves: int = 70
-    p_best: float = 0.6
+    max_moves: int = 36
+    p_best: float = 0.7
     name = "waypoints"
-    decisions = "+-"
     levels = (1, 2, 3, 4)
+    decisions = ""
 
     @property
-    def words(self) -> list[str]: return [str(i) for i in range(self.max_value + 1)] + list("+-,!:|>#")
+    def words(self) -> list[str]: return [str(i) for i in range(self.max_value + 1)] + "+ - > < = ! | # : to".split()
 
     @property
-    def max_new_tokens(self) -> int: return 3 * self.max_moves + 8
+    def max_new_tokens(self) -> int: return 5 * self.max_moves + 4 * (max(self.levels) + 1) + 2
 
     def key(self, p: Problem) -> str: return f"{sorted(p.data['hand'])} {p.data['start']} {p.data['goals']}"
 
     def draw(self, level, rng) -> Problem:
+        "Hand, start, waypoints and walls at random, such that a good walker needs at most half of the moves."
         level = level or rng.choice(self.levels)
-        n_goals, n_walls = {1: (3, 0), 2: (4, 3), 3: (5, 5), 4: (6, 8)}[level]
         while True:
             hand = tuple(rng.sample(range(2, self.max_step + 1), self.hand_size))
-            start, *cells = rng.sample(range(self.max_value + 1), 1 + n_goals + n_walls)
-            data = {"hand": hand, "start": start, "goals": tuple(cells[:n_goals]), "walls": tuple(sorted(cells[n_goals:]))}
-            if all(start in self.distances(hand, data["walls"], g) for g in data["goals"]): return self.problem(level, data)
+            start, *cells = rng.sample(range(self.max_value + 1), 1 + (level + 1) + 2 * (level - 1))
+            p = self.problem(hand, start, cells[:level + 1], sorted(cells[level + 1:]), level)
+            if (self.shortest(p) or self.max_moves) <= self.max_moves // 2: return p
 
-    def problem(self, level, data) -> Problem:
-        hand, goals, walls = (" ".join(map(str, data[k])) for k in ("hand", "goals", "walls"))
-        return Problem(f"{hand} | {data['start']} > {goals} # {walls} :".replace("#  :", "# :"), level, data)
+    def problem(self, hand, start, goals, walls, level: int = 1) -> Problem:
+        words = [*hand, "|", start, "to", *goals, "#", *walls, ":"]
+        return Problem(" ".join(map(str, words)), level, {"hand": tuple(hand), "start": start, "goals": tuple(goals), "walls": tuple(walls)})
 
     def moves(self, p: Problem, at: int) -> list[tuple]:
         "The legal moves from `at`: (sign, step, where it leads)."
         landings = [(s, h, at + h if s == "+" else at - h) for s in "+-" for h in p.data["hand"]]
         return [m for m in landings if 0 <= m[2] <= self.max_value and m[2] not in p.data["walls"]]
 
-    def distances(self, hand, walls, goal) -> dict:
+    def distances(self, p: Problem, goal: int) -> dict:
         "cell -> least number of moves to `goal`, for every cell from which it can be reached."
-        return _distances(tuple(sorted(hand)), tuple(walls), goal, self.max_value)
+        return _distances(tuple(sorted(p.data["hand"])), p.data["walls"], goal, self.max_value)
+
+    def shortest(self, p: Problem) -> int | None:
+        "Moves of a shortest walk, None where there is none."
+        stops = (p.data["start"], *p.data["goals"])
+        legs = [self.distances(p, b).get(a) for a, b in zip(stops, stops[1:])]
+        return None if None in legs else sum(legs)
+
+    def walk(self, p: Problem, choose) -> str:
+        "The response that spells out the moves which `choose(options, at, goal)` picks; it stops where `choose` gives None."
+        words, at = [], p.data["start"]
+        for goal in p.data["goals"]:
+            words += ["to", goal, *gap(at, goal)]
+            while at != goal:
+                if (move := choose(self.moves(p, at), at, goal)) is None: return " ".join(map(str, words))
+                at = move[2]
+                words += [*move, *gap(at, goal)]
+        return " ".join(map(str, words + ["!"]))
 
     def verify(self, p: Problem, response: str) -> Verdict:
-        tokens, at, goals, path, i = response.split(), p.data["start"], list(p.data["goals"]), [], 0
-        if not tokens or tokens[-1] != "!": return Verdict("unparsable")
-        while i < len(tokens):
-            if goals and at == goals[0]:
-                goals.pop(0)
-                if tokens[i] != ("," if goals else "!"): return Verdict("wrong")
-                i += 1
-                continue
-            move = tokens[i:i + 3]
-            if not goals or move not in [[s, str(h), str(c)] for s, h, c in self.moves(p, at)]: return Verdict("wrong")
-            at, i = int(move[2]), i + 3
-            path.append(move[0] + move[1])
-        ok = not goals and len(path) <= self.max_moves
-        return Verdict("correct", " ".join(path)) if ok else Verdict("wrong")
+        "Read the moves off the response, walk them, and compare every word."
+        words = response.split()
+        if not words or words[-1] != "!": return Verdict("unparsable")
+        claimed = iter([(s, int(h)) for s, h in zip(words, words[1:]) if s in ("+", "-") and h.isdecimal()])
+        taken = []
+        def choose(options, at, goal):
+            move = next(claimed, None)
+            found = [m for m in options if m[:2] == move] if len(taken) < self.max_moves else []
+            taken.extend(found)
+            return found[0] if found else None
+        if self.walk(p, choose).split() != words: return Verdict("wrong")
+        return Verdict("correct", " ".join(f"{s}{h}" for s, h, _ in taken))
 
     def n_solutions(self, p: Problem) -> int:
         "Distinct move sequences of at most `max_moves` moves, counted by dynamic programming over (waypoints reached, cell)."
@@ -272,17 +287,17 @@ class Waypoints(Task):
 
     def demonstration(self, p: Problem, rng) -> str:
         "A noisy walk: a best move with probability `p_best`, else any legal one; walked again where it took too long."
-        while True:
-            text, at, moves = [], p.data["start"], 0
-            for goal in p.data["goals"]:
-                far = self.distances(p.data["hand"], p.data["walls"], goal)
-                while at != goal:
-                    options = self.moves(p, at)
-                    best = [m for m in options if far[m[2]] < far[at]]
-                    s, h, at = rng.choice(best if rng.random() < self.p_best else options)
-                    text.append(f"{s} {h} {at}"); moves += 1
-                text.append(",")
-            if moves <= self.max_moves: return " ".join(text[:-1] + ["!"])
+        def choose(options, at, goal):
+            far = self.distances(p, goal)
+            best = [m for m in options if far[m[2]] < far[at]]
+            return rng.choice(best if rng.random() < self.p_best else options)
+        while not self.verify(p, text := self.walk(p, choose)).correct: pass
+        return text
+
+
+def gap(at: int, goal: int) -> list:
+    "How far the goal is, in words: ['>', 5] five up, ['<', 5] five down, ['='] there."
+    return ["="] if at == goal else [">" if goal > at else "<", abs(goal - at)]
 
 # %% ../nbs/05_tasks.ipynb #cell-11
 @lru_cache(maxsize=100_000)

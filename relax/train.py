@@ -88,7 +88,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, device=None):
         self.config, self.method, self.step = config, make_method(config.method, config.method_options), 0
-        self.task = replace(TASKS[config.task])
+        self.task = TASKS[config.task]
         self.model, self.tokenizer = load_reasoner(config.model, device)
         self.reference = load_reasoner(config.model, device)[0].eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0)
@@ -144,7 +144,7 @@ class Trainer:
                 with torch.no_grad(): ref_logp = score(self.reference, part, self.config.temperature)[0]
             b = self.batch(part, rewards[rows], ref_logp)
             loss, metrics = self.method.loss(b)
-            logged.append(self.watch(b) | {k: float(v) for k, v in metrics.items()} | {"loss": loss.item(), "grad_norm": self.descend(loss)})
+            logged.append(self.watch(b) | {k: v.detach().item() for k, v in metrics.items()} | {"loss": loss.detach().item(), "grad_norm": self.descend(loss)})
         return {k: sum(m[k] for m in logged) / len(logged) for k in logged[0]}
 
     def descend(self, loss) -> float:
