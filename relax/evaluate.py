@@ -170,7 +170,7 @@ from tqdm.auto import tqdm
 
 from .grpo import decode, encode, sample
 from .reasoner import load_reasoner
-from .record import Run
+from .record import Run, data_dir
 from .tasks import TASKS
 
 # %% ../nbs/10_evaluate.ipynb #cell-49
