@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'LINES', 'LABELS', 'data_dir', 'style', 'notebook_cost', 'hardware', 'cpu_name', 'environment', 'git_commit',
-           'write_atomic', 'Run', 'fingerprint', 'save_figure']
+           'write_atomic', 'Run', 'fingerprint', 'save_figure', 'readme', 'output_text', 'write_readme']
 
 # %% ../nbs/13_record.ipynb #cell-2
 import csv
@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,12 +22,12 @@ import pandas as pd
 
 import relax
 
-# %% ../nbs/13_record.ipynb #cell-3
+# %% ../nbs/13_record.ipynb #cell-5
 def data_dir() -> Path:
     "The folder `data/` of this checkout, or `$RELAX_DATA` where that is set."
     return Path(os.environ.get("RELAX_DATA", Path(relax.__file__).resolve().parents[1] / "data"))
 
-# %% ../nbs/13_record.ipynb #cell-4
+# %% ../nbs/13_record.ipynb #cell-7
 #: One colour and one line style a method, everywhere, so that a figure reads in grey too (GRPO grey, ReLaX red, as in the paper).
 COLORS = {"base": "#000000", "grpo": "#8c8c8c", "uniform_kl": "#1f6fb4", "relax": "#c8102e"}
 LINES = {"base": ":", "grpo": "-", "uniform_kl": "--", "relax": "-"}
@@ -42,7 +41,7 @@ def style():
         "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
         "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False, "lines.linewidth": 1.6, "svg.hashsalt": "relax"})
 
-# %% ../nbs/13_record.ipynb #cell-5
+# %% ../nbs/13_record.ipynb #cell-10
 def notebook_cost(name: str) -> str:
     "What running notebook `name` cost when it was last measured by `make costs`: seconds, peak memory, machine."
     costs = json.loads((data_dir() / "notebooks.json").read_text()) if (data_dir() / "notebooks.json").exists() else {}
@@ -50,7 +49,7 @@ def notebook_cost(name: str) -> str:
     c = costs[name]
     return f"{name}: {c['seconds']:.0f} s, {c['peak_gb']:.1f} GB at the peak, measured on {c['hardware']}."
 
-# %% ../nbs/13_record.ipynb #cell-6
+# %% ../nbs/13_record.ipynb #cell-11
 def hardware() -> str:
     "The machine in a few words: processor, cores, GPU."
     import torch
@@ -81,7 +80,7 @@ def git_commit() -> str | None:
     out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(relax.__file__).parent, capture_output=True, text=True)
     return out.stdout.strip() or None
 
-# %% ../nbs/13_record.ipynb #cell-7
+# %% ../nbs/13_record.ipynb #cell-14
 def write_atomic(path: Path, text: str):
     "Write a file so that whoever reads it, or kills us, finds the old text or the new one, never half."
     part = path.with_name(path.name + ".part")
@@ -146,7 +145,7 @@ class Run:
         frame = pd.read_csv(self.folder / f"{table}.csv")
         return frame.assign(run=self.id, method=self.config["method"], seed=self.config["seed"])
 
-# %% ../nbs/13_record.ipynb #cell-8
+# %% ../nbs/13_record.ipynb #cell-19
 def fingerprint(run: Run) -> str:
     "sha256 over what a run recorded (configuration, metrics, evaluations): the same numbers, the same fingerprint."
     names = ("config.json", "metrics.csv", "evals.csv")
@@ -166,3 +165,29 @@ def save_figure(fig, slug: str, values: dict, runs: list[Run], paper: str, noteb
     card = {"paper": paper, "notebook": notebook, "runs": {r.id: fingerprint(r) for r in runs}, "seeds": sorted({r.config["seed"] for r in runs}),
             "hardware": machines, "values": values}
     write_atomic(folder / f"{slug}.json", json.dumps(card, indent=1) + "\n")
+
+# %% ../nbs/13_record.ipynb #cell-22
+def readme(notebook: Path) -> str:
+    "The index notebook as Markdown: prose as it stands, code fenced unless its cell says `#| echo: false`, text outputs below, picture paths as seen from the top folder."
+    parts = []
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown": parts.append(source.replace("](../", "]("))
+        if cell["cell_type"] != "code" or source.startswith("#| hide"): continue
+        if "#| echo: false" not in source: parts.append(f"```python\n{source}\n```")
+        parts += [output_text(o) for o in cell["outputs"] if output_text(o)]
+    return "\n\n".join(parts) + "\n"
+
+
+def output_text(output: dict) -> str:
+    "One output as Markdown: Markdown as it is, printed and plain text fenced."
+    data = output.get("data", {})
+    if "text/markdown" in data: return "".join(data["text/markdown"])
+    plain = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
+    return f"```text\n{plain}\n```" if plain else ""
+
+
+def write_readme():
+    "README.md from nbs/index.ipynb."
+    root = data_dir().parent
+    write_atomic(root / "README.md", readme(root / "nbs" / "index.ipynb"))

@@ -77,6 +77,7 @@ class TrainConfig:
         for name in ("steps", "prompts", "mini_batches", "checkpoint_every", "eval_problems", "eval_samples"):
             if getattr(self, name) < 1: raise ValueError(f"{name}: got {getattr(self, name)}, accepted is a whole number from 1 up")
         if self.group_size < 2: raise ValueError(f"group_size: got {self.group_size}, accepted is 2 or more: an advantage compares responses")
+        if self.level not in (None, *TASKS[self.task].levels): raise ValueError(f"level: got {self.level!r}, {self.task} has {TASKS[self.task].levels}")
         method = make_method(self.method, self.method_options)
         longest = self.max_new_tokens or TASKS[self.task].max_new_tokens
         if method.n_observables * 2 > longest:

@@ -1,0 +1,137 @@
+"Runs: reproducible, killed and resumed to the same bits, refused when they would overwrite or mix."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from relax.demo import results, verdict
+from relax.evaluate import from_counts
+from relax.record import Run
+from relax.train import METHODS, StopRequest, TrainConfig, Trainer, make_method, steps_done, train
+
+SMALL = dict(prompts=2, group_size=4, steps=6, checkpoint_every=2, eval_problems=3, eval_samples=4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def bytes_of(run, names=("metrics.csv", "evals.csv", "samples.jsonl")):
+    return [(run.folder / n).read_bytes() for n in names]
+
+
+def test_same_seed_same_bits_other_seed_other_bits(tmp_path):
+    a, b, c = (train(TrainConfig(**SMALL, method="relax", seed=s), name, root=tmp_path, progress=False) for name, s in (("a", 0), ("b", 0), ("c", 1)))
+    assert bytes_of(a) == bytes_of(b) != bytes_of(c)
+
+
+def test_killed_and_resumed_is_bit_identical(tmp_path):
+    config = TrainConfig(**SMALL, method="relax", seed=3)
+    whole = train(config, "whole", root=tmp_path, progress=False)
+    code = (f"import torch; torch.set_num_threads(1); from relax.train import *; "
+            f"train(TrainConfig(**{SMALL}, method='relax', seed=3), 'cut', root={str(tmp_path)!r}, progress=False)")
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while process.poll() is None and steps_done("cut", tmp_path) < 3: time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 3 <= steps_done("cut", tmp_path) <= SMALL["steps"]
+    cut = train(config, "cut", resume=True, root=tmp_path, progress=False)
+    assert bytes_of(whole) == bytes_of(cut)
+
+
+def test_interrupt_ends_cleanly_and_resumes(tmp_path, monkeypatch):
+    config = TrainConfig(**SMALL)
+    plain = Trainer.train_step
+    def interrupted(self):
+        out = plain(self)
+        if self.step == 3: os.kill(os.getpid(), signal.SIGINT)
+        return out
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    train(config, "run", root=tmp_path, progress=False)
+    assert steps_done("run", tmp_path) == 3 and (tmp_path / "run/checkpoint/step-000003").exists()
+    monkeypatch.setattr(Trainer, "train_step", plain)
+    run = train(config, "run", resume=True, root=tmp_path, progress=False)
+    assert bytes_of(run) == bytes_of(train(config, "whole", root=tmp_path, progress=False))
+
+
+def test_second_interrupt_is_raised():
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_folders_are_never_overwritten_nor_mixed(tmp_path):
+    config = TrainConfig(**SMALL | {"steps": 1})
+    train(config, "run", root=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="already exists"): train(config, "run", root=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="started with another"): train(TrainConfig(**SMALL), "run", resume=True, root=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("broken", ["state.json", "optimizer.safetensors", "model.safetensors"])
+def test_corrupt_checkpoint_is_refused(tmp_path, broken):
+    config = TrainConfig(**SMALL | {"steps": 1})
+    run = train(config, "run", root=tmp_path, progress=False)
+    (run.folder / "checkpoint/step-000001" / broken).write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="not a checkpoint of relax"): train(config, "run", resume=True, root=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"task": "chess"}, "task"), ({"method": "ppo"}, "method"), ({"group_size": 1}, "group_size"), ({"steps": 0}, "steps"),
+    ({"method_options": {"alhpa": 1}}, "alhpa"), ({"method_options": {"n_observables": 50}}, "n_observables"), ({"level": 9}, "level")])
+def test_wrong_configuration_names_the_argument(change, named):
+    with pytest.raises(ValueError, match=named): TrainConfig(**SMALL | change)
+
+
+def test_methods_are_values():
+    assert make_method("relax", {"alpha": 0.3}).alpha == 0.3 and METHODS["relax"].alpha == 0.1
+    assert make_method("uniform_kl").needs_reference and not make_method("grpo").needs_reference
+
+
+def test_uniform_kl_with_zero_weight_is_grpo_and_relax_with_zero_weights_too(tmp_path):
+    runs = [train(TrainConfig(**SMALL | {"steps": 2}, method=m, method_options=o), m, root=tmp_path, progress=False).table("metrics")
+            for m, o in (("grpo", None), ("uniform_kl", {"kl": 0.0}), ("relax", {"alpha": 0.0, "beta": 0.0}))]
+    for other in runs[1:]: assert (runs[0][["reward", "entropy", "loss"]] == other[["reward", "entropy", "loss"]]).all().all()
+
+
+def test_updates_change_the_policy_and_not_the_reference():
+    trainer = Trainer(TrainConfig(**SMALL, method="relax"))
+    before = [p.clone() for p in trainer.reference.parameters()]
+    for _ in range(2): trainer.train_step()
+    moved = sum((a - b).abs().sum().item() for a, b in zip(trainer.model.parameters(), trainer.reference.parameters()))
+    assert moved > 0 and all(torch.equal(a, b) for a, b in zip(before, trainer.reference.parameters()))
+
+
+def fake_run(root, method, correct, seed=0):
+    run = Run.create(f"{method}-{seed}", {"method": method, "seed": seed}, root)
+    run.log("evals", *({"step": 0, "problem": i, "samples": 32, "correct": c} for i, c in enumerate(correct)))
+    return run
+
+
+@pytest.mark.parametrize("relax, said", [(20, "is above"), (0, "is below"), (4, "cannot be told from")])
+def test_verdict_follows_the_numbers(tmp_path, relax, said):
+    counts = {"base": 3, "grpo": 4, "uniform_kl": 4, "relax": relax}
+    runs = [fake_run(tmp_path, m, [c] * 20) for m, c in counts.items()]
+    assert verdict(runs).count(said) == 2 and "One seed" in verdict(runs)
+    assert list(results(runs).index) == ["base", "GRPO", "GRPO + uniform KL", "ReLaX"]
+
+
+def test_from_counts():
+    assert from_counts([0, 2, 4], 4).sum(1).tolist() == [0, 2, 4]
+
+
+def test_run_tables_grow_columns_and_truncate(tmp_path):
+    run = Run.create("r", {"method": "grpo", "seed": 0}, tmp_path)
+    run.log("metrics", {"step": 1, "reward": 0.1}); run.log("metrics", {"step": 2, "reward": 1 / 3, "loss": 2.0})
+    again = Run("r", tmp_path)
+    assert float(again.rows("metrics")[1]["reward"]) == 1 / 3 and again.rows("metrics")[0]["loss"] == ""
+    again.truncate(1)
+    assert len(Run("r", tmp_path).rows("metrics")) == 1
+    with pytest.raises(ValueError, match="not a run"): Run("nothing", tmp_path)
