@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test bench figures costs readme export clean
+.PHONY: help demo test bench figures costs export clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -35,3 +35,12 @@ export: .venv/all  ## modules and README from the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python -c 'from relax.record import write_readme; write_readme()'
+
+figures: .venv/core  ## redraw all figures from the recorded runs
+	$(BIN)/python -m relax.demo --recorded
+
+costs: .venv/all  ## time and memory of every notebook, written to data/notebooks.json
+	$(BIN)/python -c 'from relax.record import measure_costs; measure_costs()'
+
+clean:  ## throw the environment away
+	rm -rf .venv

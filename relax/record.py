@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'LINES', 'LABELS', 'data_dir', 'style', 'notebook_cost', 'hardware', 'cpu_name', 'environment', 'git_commit',
-           'write_atomic', 'Run', 'fingerprint', 'save_figure', 'readme', 'output_text', 'write_readme']
+           'write_atomic', 'Run', 'fingerprint', 'save_figure', 'readme', 'output_text', 'write_readme',
+           'markdown_table', 'claims_table', 'notebook_table', 'bench_table', 'measure_costs']
 
 # %% ../nbs/13_record.ipynb #cell-2
 import csv
@@ -13,12 +14,16 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
+import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from tqdm.auto import tqdm
 
 import relax
 
@@ -172,11 +177,12 @@ def readme(notebook: Path) -> str:
     parts = []
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
-        if cell["cell_type"] == "markdown": parts.append(source.replace("](../", "]("))
+        if cell["cell_type"] == "markdown": parts.append(source)
         if cell["cell_type"] != "code" or source.startswith("#| hide"): continue
         if "#| echo: false" not in source: parts.append(f"```python\n{source}\n```")
         parts += [output_text(o) for o in cell["outputs"] if output_text(o)]
-    return "\n\n".join(parts) + "\n"
+    text = "\n\n".join(parts).replace("](../", "](") + "\n"
+    return re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text)
 
 
 def output_text(output: dict) -> str:
@@ -191,3 +197,50 @@ def write_readme():
     "README.md from nbs/index.ipynb."
     root = data_dir().parent
     write_atomic(root / "README.md", readme(root / "nbs" / "index.ipynb"))
+
+# %% ../nbs/13_record.ipynb #cell-24
+def markdown_table(frame: pd.DataFrame) -> str:
+    "A data frame as a Markdown table, the index as first column."
+    cells = [["", *frame.columns], ["---"] * (1 + frame.shape[1]), *([i, *row] for i, row in zip(frame.index, frame.values))]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in cells)
+
+
+def claims_table(findings: dict[str, tuple[str, str]]) -> str:
+    "data/paper/claims.csv with our findings (claim id -> (measured, status)) beside it; a claim without one was not attempted."
+    claims = pd.read_csv(data_dir() / "paper" / "claims.csv", index_col="claim")
+    ours = [findings.get(i, ("", "not attempted")) for i in claims.id]
+    return markdown_table(claims[["evidence"]].assign(ours=[o[0] for o in ours], status=[o[1] for o in ours]).rename_axis(None))
+
+
+def notebook_table() -> str:
+    "Each notebook with its one-line description and what it cost to run."
+    costs = data_dir() / "notebooks.json"
+    costs = json.loads(costs.read_text()) if costs.exists() else {}
+    rows = {}
+    for path in sorted((data_dir().parent / "nbs").glob("[!i]*.ipynb")):
+        title, quote = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).split("\n> ")
+        cost = costs.get(path.stem)
+        rows[f"[{path.stem}]({path.name})"] = {"what it shows": quote.split("\n")[0], "time": f"{cost['seconds']:.0f} s" if cost else "not measured",
+                                                 "peak memory": f"{cost['peak_gb']:.1f} GB" if cost else "not measured", "hardware": "CPU, one thread"}
+    return markdown_table(pd.DataFrame(rows).T)
+
+
+def bench_table() -> str:
+    "data/bench.json as a table: what was compared, the ratio, the target."
+    path = data_dir() / "bench.json"
+    if not path.exists(): return "Not measured yet."
+    rows = {b["what"]: {"ratio": f"{b['ratio']:.2f}", "target": b["target"], "met": "yes" if b["met"] else "no"} for b in json.loads(path.read_text()).values()}
+    return markdown_table(pd.DataFrame(rows).T)
+
+# %% ../nbs/13_record.ipynb #cell-25
+def measure_costs():
+    "Run every notebook as the tests do and write seconds and peak memory to data/notebooks.json (`make costs`)."
+    costs, root = {}, data_dir().parent
+    for path in tqdm(sorted((root / "nbs").glob("*.ipynb")), desc="notebooks"):
+        start = time.perf_counter()
+        process = subprocess.Popen([Path(sys.executable).parent / "nbdev_test", "--path", path, "--n_workers", "0"], cwd=root)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status: raise RuntimeError(f"{path} failed; run it by hand")
+        unit = 1e9 if sys.platform == "darwin" else 1e6  # ru_maxrss counts bytes on macOS, kilobytes on Linux
+        costs[path.stem] = {"seconds": round(time.perf_counter() - start, 1), "peak_gb": round(usage.ru_maxrss / unit, 2), "hardware": hardware()}
+    write_atomic(data_dir() / "notebooks.json", json.dumps(costs, indent=1) + "\n")

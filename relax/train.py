@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'make_method', 'option', 'TrainConfig', 'Trainer', 'StopRequest', 'run_name', 'train', 'train_all',
            'start_worker', 'worker', 'steps_done', 'parse', 'main']
 
-# %% ../nbs/11_train.ipynb #cell-2
+# %% ../nbs/11_train.ipynb #cell-3
 import argparse
 import json
 import multiprocessing
@@ -32,7 +32,7 @@ from .reasoner import load_reasoner
 from .record import Run, data_dir, write_atomic
 from .tasks import TASKS
 
-# %% ../nbs/11_train.ipynb #cell-3
+# %% ../nbs/11_train.ipynb #cell-5
 METHODS = {"grpo": GRPO(), "uniform_kl": GRPO(kl=0.02), "relax": ReLaX()}
 
 
@@ -44,7 +44,7 @@ def make_method(name: str, options: dict | None = None) -> GRPO:
         if key not in known: raise ValueError(f"method_options: {name} has no {key!r}, accepted are {known}")
     return replace(METHODS[name], **(options or {}))
 
-# %% ../nbs/11_train.ipynb #cell-4
+# %% ../nbs/11_train.ipynb #cell-8
 def option(default, text: str): return field(default=default, metadata={"help": text})
 
 
@@ -83,7 +83,7 @@ class TrainConfig:
         if method.n_observables * 2 > longest:
             raise ValueError(f"n_observables: got {method.n_observables} for responses of at most {longest} tokens; accepted is at most half of that, better a fifth")
 
-# %% ../nbs/11_train.ipynb #cell-5
+# %% ../nbs/11_train.ipynb #cell-10
 class Trainer:
     "Model, optimizer and method, and one method per stage of a step. Randomness comes from (seed, step) alone, so that a resumed run needs no generator state."
 
@@ -230,7 +230,7 @@ class Trainer:
                 if self.step == c.steps or (c.eval_every and self.step % c.eval_every == 0): self.evaluate(run)
                 if self.step % c.checkpoint_every == 0 or self.step == c.steps or stop.asked: self.save(run.folder / "checkpoint")
 
-# %% ../nbs/11_train.ipynb #cell-6
+# %% ../nbs/11_train.ipynb #cell-13
 class StopRequest:
     "While inside, the first Ctrl-C is remembered in `.asked` instead of raised; a second one interrupts at once."
 
@@ -246,7 +246,7 @@ class StopRequest:
     def __exit__(self, *error):
         if self.before is not None: signal.signal(signal.SIGINT, self.before)
 
-# %% ../nbs/11_train.ipynb #cell-7
+# %% ../nbs/11_train.ipynb #cell-14
 def run_name(c: TrainConfig) -> str:
     "A default run id that says what the run is."
     changed = "".join(f"-{k}{v}" for k, v in sorted((c.method_options or {}).items()))
@@ -268,7 +268,7 @@ def train(config: TrainConfig, run_id: str | None = None, resume: bool = False, 
     trainer.fit(run, progress)
     return run
 
-# %% ../nbs/11_train.ipynb #cell-8
+# %% ../nbs/11_train.ipynb #cell-19
 def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, progress: bool = True) -> list[Run]:
     """Train every run of `configs` (run id -> configuration) that is not finished, `workers` processes at a time, one thread each.
 
@@ -304,7 +304,7 @@ def steps_done(run_id: str, root=None) -> int:
     path = Path(root or data_dir() / "runs") / run_id / "metrics.csv"
     return max(len(path.read_text().splitlines()) - 1, 0) if path.exists() else 0
 
-# %% ../nbs/11_train.ipynb #cell-9
+# %% ../nbs/11_train.ipynb #cell-21
 def parse(arguments=None) -> tuple[TrainConfig, argparse.Namespace]:
     "The command line as a TrainConfig and what else was asked for."
     from transformers import HfArgumentParser
