@@ -231,11 +231,11 @@ def evaluate_model(model: str, task: str, run_id: str | None = None, level: int 
     if task not in TASKS: raise ValueError(f"task: got {task!r}, accepted are {sorted(TASKS)}")
     config = dict(method="base", model=str(model), task=task, level=level, eval_problems=problems, eval_samples=samples, temperature=temperature, seed=seed)
     run_id = run_id or f"{Path(model).name}-base-t{temperature:g}-s{seed}"
+    policy, tokenizer = load_reasoner(model)
     exists = (Path(root or data_dir() / "runs") / run_id).exists()
     run = Run(run_id, root) if exists else Run.create(run_id, config, root)
     if run.config != config: raise ValueError(f"run_id: {run_id} holds another evaluation, {run.config}; choose another run_id")
     if not run.rows("evals"):
-        policy, tokenizer = load_reasoner(model)
         asked = TASKS[task].problems(problems, "heldout", level)
         rows = evaluate(policy, tokenizer, TASKS[task], asked, samples, temperature, generator=torch.Generator().manual_seed(seed), progress=progress)
         log_evaluation(run, 0, rows)

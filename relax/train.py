@@ -54,7 +54,7 @@ class TrainConfig:
     task: str = option("countdown", "verifiable task: countdown or waypoints")
     model: str = option("countdown-small", "a shipped reasoner, a local folder or a hub id")
     method: str = option("grpo", "grpo, uniform_kl or relax")
-    method_options: dict | None = option(None, "fields of the method to change, as JSON: '{\"alpha\": 0.3}'")
+    method_options: dict | str | None = option(None, "fields of the method to change, as JSON: '{\"alpha\": 0.3}'")
     steps: int = option(120, "training steps, each one sampling and `mini_batches` updates")
     seed: int = option(0, "decides prompts, samples and dictionary")
     level: int | None = option(None, "difficulty level of the task; by default its usual mixture")
@@ -73,6 +73,7 @@ class TrainConfig:
     eval_samples: int = option(32, "responses to each of them")
 
     def __post_init__(self):
+        if isinstance(self.method_options, str): self.method_options = json.loads(self.method_options)
         if self.task not in TASKS: raise ValueError(f"task: got {self.task!r}, accepted are {sorted(TASKS)}")
         for name in ("steps", "prompts", "mini_batches", "checkpoint_every", "eval_problems", "eval_samples"):
             if getattr(self, name) < 1: raise ValueError(f"{name}: got {getattr(self, name)}, accepted is a whole number from 1 up")
@@ -250,7 +251,7 @@ class StopRequest:
 def run_name(c: TrainConfig) -> str:
     "A default run id that says what the run is."
     changed = "".join(f"-{k}{v}" for k, v in sorted((c.method_options or {}).items()))
-    return f"{c.model.replace('/', '_')}-{c.method}{changed}-s{c.seed}"
+    return f"{Path(c.model).name}-{c.method}{changed}-s{c.seed}"
 
 
 def train(config: TrainConfig, run_id: str | None = None, resume: bool = False, root=None, progress: bool = True) -> Run:
@@ -258,11 +259,10 @@ def train(config: TrainConfig, run_id: str | None = None, resume: bool = False, 
 
     Raises ValueError where the folder exists and resume is False, or holds another configuration.
     """
-    run_id = run_id or run_name(config)
+    run_id, trainer = run_id or run_name(config), Trainer(config)
     exists = (Path(root or data_dir() / "runs") / run_id / "config.json").exists()
     run = Run(run_id, root) if resume and exists else Run.create(run_id, asdict(config), root)
     if run.config != asdict(config): raise ValueError(f"config: run {run_id} was started with another one, {run.config}; accepted is that one, or another run_id")
-    trainer = Trainer(config)
     trainer.load(run.folder / "checkpoint")
     run.truncate(trainer.step)
     trainer.fit(run, progress)
