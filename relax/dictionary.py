@@ -270,6 +270,8 @@ def _read(folder):
     except (OSError, ValueError, SafetensorError) as e: raise ValueError(f"{want}; got {type(e).__name__}: {e}") from e
     if not isinstance(config, dict) or config.get("model_type") != "koopman_dictionary": raise ValueError(f"{want}; got the config {config}")
     if missing := {"state_dim", "n_observables", "bias"} - config.keys(): raise ValueError(f"{want}; the config lacks {sorted(missing)}")
+    if not all(type(config[k]) is t for k, t in dict(state_dim=int, n_observables=int, bias=bool).items()):
+        raise ValueError(f"{want}; got the config {config}")
     return config, tensors
 
 

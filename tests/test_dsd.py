@@ -1,0 +1,181 @@
+"DSD against systems of known dispersion, against the loop, and under padding, precision and degenerate input."
+from dataclasses import replace
+
+import pytest
+import torch
+
+from relax.dictionary import Eigenpairs, KoopmanDictionary
+from relax.dsd import ESTIMATORS, Estimator, dsd, dsd_loop, koopman_spectrum
+from relax.dynamics import LinearSystem
+
+F64 = torch.float64
+NAMES = list(ESTIMATORS)
+
+
+def gen(seed=0): return torch.Generator().manual_seed(seed)
+def walk(B, T, d, seed=0, dtype=F64): return (torch.randn(B, T, d, generator=gen(seed), dtype=F64).cumsum(1) * 0.2).to(dtype)
+def ruler(d, m, seed=1, dtype=F64): return KoopmanDictionary(d, m, gen(seed)).to(dtype).requires_grad_(False)
+
+
+def flat(d, scale=0.02):
+    "One half plus a small multiple of each coordinate."
+    dictionary = KoopmanDictionary(d, d).double().requires_grad_(False)
+    dictionary.weight.copy_(scale * torch.eye(d))
+    return dictionary
+
+
+def system(radii, seed=0, skew=0.3):
+    Q = torch.linalg.qr(torch.randn(len(radii), len(radii), generator=gen(seed), dtype=F64))[0]
+    Q = Q + skew * torch.triu(torch.ones_like(Q), 1)
+    return Q @ torch.diag(torch.tensor(radii, dtype=F64)) @ torch.linalg.inv(Q)
+
+
+def padded(h, lengths, side):
+    "h with every row cut to its length, the rest NaN, real tokens at the given side or in the middle."
+    out, mask = torch.full_like(h, torch.nan), torch.zeros(h.shape[:2], dtype=torch.bool)
+    for b, n in enumerate(lengths):
+        start = {"right": 0, "left": h.shape[1] - n, "both": (h.shape[1] - n) // 2}[side]
+        out[b, start:start + n], mask[b, start:start + n] = h[b, :n], True
+    return out, mask
+
+
+@pytest.mark.parametrize("radii", [[0.1, 0.5, 0.9, 0.95], [0.7, 0.7, 0.7], [0.2, 0.4, 0.6, 0.8, 0.9]])
+def test_known_dispersion(radii):
+    h = LinearSystem(system(radii), noise=1.0).simulate(3, 6000, gen())
+    truth = torch.tensor(radii, dtype=F64)
+    est = Estimator(weight=None, ridge=1e-6)
+    assert torch.allclose(dsd(h, flat(len(radii)), None, est), truth.var(correction=0).expand(3), atol=0.02)
+    assert torch.allclose(koopman_spectrum(h, flat(len(radii)), None, est).abs().sort().values, truth.sort().values.expand(3, -1), atol=0.08)
+
+
+def test_orders_systems_by_their_true_dispersion():
+    sets = [[0.7] * 4, [0.6, 0.65, 0.75, 0.8], [0.4, 0.6, 0.8, 0.9], [0.1, 0.2, 0.9, 0.95]]
+    h = torch.cat([LinearSystem(system(r), noise=1.0).simulate(1, 4000, gen(3)) for r in sets])
+    for name in ("robust", "paper"): assert (dsd(h, flat(4), None, name).diff() > 0).all(), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+def test_padding_never_matters(name, side):
+    h, dictionary, lengths = walk(4, 30, 8), ruler(8, 5), [30, 17, 9, 2]
+    alone = torch.cat([dsd(h[b:b + 1, :n], dictionary, None, name) for b, n in enumerate(lengths)])
+    dirty, mask = padded(h, lengths, side)
+    dirty.requires_grad_()
+    value = dsd(dirty, dictionary, mask, name)
+    value.sum().backward()
+    assert torch.allclose(value, alone, rtol=1e-5, atol=1e-7)
+    assert dirty.grad.isfinite().all() and (dirty.grad[~mask] == 0).all() and dirty.grad[mask].abs().max() > 0
+
+
+def test_padding_with_a_trainable_dictionary():
+    dirty, mask = padded(walk(2, 20, 6), [20, 9], "left")
+    dictionary = KoopmanDictionary(6, 4, gen()).double()
+    dsd(dirty, dictionary, mask).sum().backward()
+    assert dictionary.weight.grad.isfinite().all() and dictionary.weight.grad.abs().max() > 0
+
+
+def test_unmasked_switch_takes_padding_for_zero_states():
+    h, mask = padded(walk(2, 20, 6), [20, 9], "right")
+    est, dictionary = replace(ESTIMATORS["authors"], masked=False), ruler(6, 4)
+    assert torch.allclose(dsd(h, dictionary, mask, est), dsd(h.nan_to_num(0.0), dictionary, None, "authors"))
+    assert abs(dsd(h, dictionary, mask, est)[1] - dsd(h, dictionary, mask, "authors")[1]) > 1e-3
+    assert torch.allclose(dsd(h, dictionary, mask, est), dsd_loop(h, dictionary, mask, est))
+
+
+@pytest.mark.parametrize("est", [*NAMES, Estimator(weight=None, ddof=1), Estimator(gram="sources", centre=False), Estimator("singular", weight=None)])
+def test_batched_equals_loop(est):
+    h, dictionary = walk(6, 40, 8), ruler(8, 6)
+    mask = torch.rand(6, 40, generator=gen(4)) < 0.85
+    mask[:, 10:13] = True
+    grads = []
+    for f in (dsd, dsd_loop):
+        x = h.masked_fill(~mask[..., None], torch.inf).requires_grad_()
+        value = f(x, dictionary, mask, est)
+        grads.append((value.detach(), torch.autograd.grad(value.sum(), x)[0]))
+    assert torch.allclose(grads[0][0], grads[1][0], rtol=1e-6, atol=1e-9)
+    assert torch.allclose(grads[0][1], grads[1][1], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("est", ["paper", "authors", Estimator(weight=None)])
+def test_gradcheck(est):
+    h = torch.randn(2, 10, 4, generator=gen(2), dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: dsd(x, ruler(4, 3), None, est), h)
+
+
+def test_gradient_agrees_with_torch_through_complex_eigenvalues():
+    K = torch.randn(5, 6, 6, generator=gen(), dtype=F64, requires_grad=True)
+    ours, = torch.autograd.grad((Eigenpairs.apply(K)[0].abs().square() + 1e-3).sqrt().var(-1).sum(), K)
+    theirs, = torch.autograd.grad((torch.linalg.eigvals(K).abs().square() + 1e-3).sqrt().var(-1).sum(), K)
+    assert torch.allclose(ours, theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_degenerate_input_is_finite(name, dtype):
+    g, dictionary = gen(5), ruler(12, 6, dtype=dtype)
+    for h in (torch.ones(2, 30, 12), torch.zeros(2, 30, 12), torch.randn(2, 1, 12, generator=g).repeat(1, 30, 1), torch.randn(2, 2, 12, generator=g),
+              torch.randn(2, 2, 12, generator=g).repeat(1, 15, 1), 1e4 * torch.randn(2, 9, 12, generator=g)):
+        h = h.to(dtype).requires_grad_()
+        value = dsd(h, dictionary, None, name)
+        value.sum().backward()
+        assert value.isfinite().all() and (value >= 0).all() and h.grad.isfinite().all()
+
+
+def test_constant_trajectory_has_the_documented_value():
+    h, dictionary = torch.full((1, 20, 12), 0.3), ruler(12, 8)
+    assert dsd(h, dictionary).item() == pytest.approx(0, abs=1e-12)
+    assert dsd(h, dictionary, None, "paper").item() == pytest.approx(1 / 8, abs=1e-4)
+
+
+def test_defective_matrix_has_a_finite_gradient():
+    K = (0.5 * torch.eye(3, dtype=F64) + torch.diag(torch.ones(2, dtype=F64), 1))[None].requires_grad_()
+    Eigenpairs.apply(K)[0].abs().sum().backward()
+    assert K.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_precision_and_dtype(name):
+    h, dictionary = walk(4, 200, 16), ruler(16, 8, dtype=torch.float32)
+    wide, narrow = dsd(h, dictionary, None, name), dsd(h.float(), dictionary, None, name)
+    assert wide.dtype == narrow.dtype == F64 and torch.allclose(wide, narrow, rtol=1e-2)
+    x = h.bfloat16().requires_grad_()
+    dsd(x, dictionary, None, name).sum().backward()
+    assert x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all()
+
+
+def test_spectrum():
+    h, dictionary = walk(3, 40, 8), ruler(8, 6)
+    for name in NAMES:
+        values = koopman_spectrum(h, dictionary, None, name)
+        assert values.shape == (3, 6) and values.dtype == torch.complex128 and (values.abs().diff() <= 1e-12).all()
+    assert torch.allclose(koopman_spectrum(h, dictionary, None, "paper").abs().var(-1), dsd(h, dictionary, None, "paper"), atol=1e-6)
+    assert (koopman_spectrum(h, dictionary).abs() <= 1 + 1e-9).all()
+
+
+@pytest.mark.parametrize("m,T", [(4, 20), (10, 64), (25, 128), (25, 20)])
+def test_leverage_bound(m, T):
+    h, dictionary, est = torch.cat([walk(50, T, 16), torch.randn(50, T, 16, generator=gen(9), dtype=F64)]), ruler(16, m), ESTIMATORS["paper"]
+    psi = dictionary(h)
+    G = psi[:, :-1].mT @ psi[:, :-1]
+    r = est.ridge * G.diagonal(dim1=1, dim2=2).mean(-1) + est.floor
+    lev = (psi[:, -1:] @ torch.linalg.solve(G + r[:, None, None] * torch.eye(m, dtype=F64), psi[:, -1:].mT)).flatten()
+    assert (koopman_spectrum(h, dictionary, None, est).abs().amax(1) <= (1 + lev).sqrt() * (1 + 1e-6)).all()
+    assert (dsd(h, dictionary, None, est) <= torch.minimum((1 + lev) / 4 * m / (m - 1), (m + lev) / (m - 1)) + 1e-6).all()
+
+
+def test_refusals():
+    h, dictionary, mask = walk(3, 12, 6), ruler(6, 4), torch.ones(3, 12, dtype=torch.bool)
+    for bad in (torch.nan, torch.inf):
+        broken = h.clone()
+        broken[1, 4, 2] = bad
+        with pytest.raises(ValueError, match=r"hidden.*\[1, 4\]"): dsd(broken, dictionary, mask)
+        with pytest.raises(ValueError, match="hidden"): koopman_spectrum(broken, dictionary, mask, "authors")
+    lonely = mask.clone()
+    lonely[2] = torch.arange(12) % 2 == 0
+    cases = [((h, dictionary, lonely), r"mask.*\[2\]"), ((h, dictionary, mask[:2]), "mask"), ((h[0], dictionary), "hidden"), ((h[..., :5], dictionary), "state_dim = 6"),
+             ((h.long(), dictionary), "hidden.*int64"), ((h[:0], dictionary), "hidden"), ((h[:, :1], dictionary), "T = 1")]
+    for args, message in cases:
+        with pytest.raises(ValueError, match=message): dsd(*args)
+    with pytest.raises(ValueError, match="'robust', 'paper', 'authors'"): dsd(h, dictionary, mask, "svd")
+    with pytest.raises(ValueError, match="spectrum"): Estimator("eigen")
+    with pytest.raises(ValueError, match="weight"): Estimator("singular")
