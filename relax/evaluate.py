@@ -198,7 +198,7 @@ def grade(task, problem, responses: list[str]) -> dict:
     return {"level": problem.level, "samples": len(responses), "correct": count["correct"], "unparsable": count["unparsable"],
             "distinct": len({v.answer for v in verdicts if v.correct}), "examples": examples}
 
-# %% ../nbs/10_evaluate.ipynb #cell-50
+# %% ../nbs/10_evaluate.ipynb #cell-53
 def from_counts(correct, samples: int) -> np.ndarray:
     "A (problems, samples) table with `correct[i]` true values in row i: all that mean@k and pass@k look at."
     return np.arange(samples) < np.asarray(correct)[:, None]
@@ -221,7 +221,7 @@ def report(run, ks=(1, 8, 32)) -> str:
     parts = [f"pass@{k} {s.mean():.3f} [{low:.3f}, {high:.3f}]" for k, s in scores.items() for low, high in [bootstrap_ci(s)]]
     return f"{run.id}, step {last.step.iloc[0]}, {len(last)} problems x {n} samples: " + ", ".join(parts)
 
-# %% ../nbs/10_evaluate.ipynb #cell-51
+# %% ../nbs/10_evaluate.ipynb #cell-55
 def evaluate_model(model: str, task: str, run_id: str | None = None, level: int | None = None, problems: int = 128, samples: int = 32,
                    temperature: float = 1.0, seed: int = 0, root=None, progress: bool = False) -> Run:
     """Sample a model (a shipped reasoner, a folder, a hub id) on held-out problems into a run folder of its own; one that is finished is read back.

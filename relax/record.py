@@ -116,7 +116,7 @@ class Run:
         return cls(run_id, root)
 
     def rows(self, table: str) -> list[dict]:
-        "The rows of one table, as they are on the disk."
+        "The rows of one table as they are on the disk: every value is text."
         path = self.folder / f"{table}.csv"
         if table not in self._rows:
             self._rows[table] = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
@@ -124,7 +124,7 @@ class Run:
 
     def log(self, table: str, *rows: dict):
         "Append rows and write the table; floats are written so that reading gives the same bits."
-        self.rows(table).extend(rows)
+        self.rows(table).extend({k: "" if v is None else str(v) for k, v in row.items()} for row in rows)
         self._write(table)
 
     def truncate(self, step: int):

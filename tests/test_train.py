@@ -1,5 +1,4 @@
 "Runs: reproducible, killed and resumed to the same bits, refused when they would overwrite or mix."
-import json
 import os
 import signal
 import subprocess
@@ -10,9 +9,9 @@ import pytest
 import torch
 
 from relax.demo import results, verdict
-from relax.evaluate import from_counts
+from relax.evaluate import evaluate_model, from_counts, report
 from relax.record import Run
-from relax.train import METHODS, StopRequest, TrainConfig, Trainer, make_method, steps_done, train
+from relax.train import METHODS, StopRequest, TrainConfig, Trainer, main, make_method, parse, steps_done, train
 
 SMALL = dict(prompts=2, group_size=4, steps=6, checkpoint_every=2, eval_problems=3, eval_samples=4)
 
@@ -135,3 +134,25 @@ def test_run_tables_grow_columns_and_truncate(tmp_path):
     again.truncate(1)
     assert len(Run("r", tmp_path).rows("metrics")) == 1
     with pytest.raises(ValueError, match="not a run"): Run("nothing", tmp_path)
+
+
+def test_evaluation_is_kept_reproducible_and_never_mixed(tmp_path):
+    ask = dict(model="countdown-small", task="countdown", problems=3, samples=4)
+    a, b = (evaluate_model(**ask, run_id=i, root=tmp_path) for i in "ab")
+    assert a.rows("evals") == b.rows("evals") and len(a.rows("evals")) == 3 and "pass@1" in report(a)
+    assert evaluate_model(**ask, run_id="a", root=tmp_path).rows("evals") == a.rows("evals")
+    with pytest.raises(ValueError, match="another evaluation"): evaluate_model(**ask | {"samples": 5}, run_id="a", root=tmp_path)
+    with pytest.raises(ValueError, match="task"): evaluate_model(**ask | {"task": "chess"})
+
+
+def test_a_model_that_is_not_there_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="name_or_path"): train(TrainConfig(**SMALL, model="no/such-model"), "run", root=tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_command_line_says_what_is_wrong():
+    with pytest.raises(SystemExit, match="steps: got 0"): main(["--steps", "0"])
+    with pytest.raises(SystemExit, match="alhpa"): main(["--method", "relax", "--method_options", '{"alhpa": 1}'])
+    config, extra = parse(["--method", "relax", "--method_options", '{"alpha": 0.3}', "--resume"])
+    assert config.method_options == {"alpha": 0.3} and extra.resume
