@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['exploration_loss', 'over_dispersed', 'adaptive_kl', 'threshold', 'Calibration', 'calibrate', 'ReLaX']
 
-# %% ../nbs/08_objective.ipynb #cell-2
+# %% ../nbs/08_objective.ipynb #cell-3
 import json
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .dictionary import KoopmanDictionary
 from .dsd import dsd
 from .grpo import GRPO, Batch, masked_mean, sampled_kl
 
-# %% ../nbs/08_objective.ipynb #cell-3
+# %% ../nbs/08_objective.ipynb #cell-5
 def exploration_loss(dsd, advantages=None) -> torch.Tensor:
     """L_xp = log(1/R sum_i exp(-DSD_i)) (eq. 10); with `advantages`, the exponent is -max(A_i, 0) DSD_i (eq. 11).
 
@@ -30,7 +30,7 @@ def exploration_loss(dsd, advantages=None) -> torch.Tensor:
     weight = 1.0 if advantages is None else advantages.clamp(min=0)
     return torch.logsumexp(-weight * dsd, 0) - math.log(len(dsd))
 
-# %% ../nbs/08_objective.ipynb #cell-4
+# %% ../nbs/08_objective.ipynb #cell-11
 def over_dispersed(dsd, xi: float) -> torch.Tensor:
     "Which trajectories run too high: DSD_i > xi, (N,) bool (the set I of eq. 12). Raises ValueError where xi is not a number."
     if not isinstance(xi, (int, float)) or math.isnan(xi): raise ValueError(f"xi: got {xi!r}, accepted is a number (a quantile is turned into one by ReLaX.calibrate)")
@@ -49,7 +49,7 @@ def adaptive_kl(logp, ref_logp, mask, gate, aggregation: str = "token") -> torch
     kl = torch.where(mask & gate[:, None], sampled_kl(logp, ref_logp), 0.0)
     return kl.sum() if aggregation == "sum" else masked_mean(kl, mask, aggregation)
 
-# %% ../nbs/08_objective.ipynb #cell-5
+# %% ../nbs/08_objective.ipynb #cell-14
 def threshold(xi, initial) -> float:
     "xi as a number: itself, or the quantile 'q90' of the initial policy's DSD (N,). Raises ValueError for anything else."
     if isinstance(xi, str) and xi.startswith("q") and xi[1:].replace(".", "", 1).isdigit() and float(xi[1:]) <= 100:
@@ -86,7 +86,7 @@ def calibrate(hidden, mask, n_observables: int = 10, estimator: str = "robust", 
     initial = dsd(hidden, dictionary, mask, estimator)
     return Calibration(dictionary, threshold(xi, initial), float(initial.mean()))
 
-# %% ../nbs/08_objective.ipynb #cell-6
+# %% ../nbs/08_objective.ipynb #cell-17
 @dataclass(frozen=True)
 class ReLaX(GRPO):
     """GRPO + alpha * exploration loss + beta * adaptive KL (eq. 12), as a value.
