@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'LINES', 'LABELS', 'data_dir', 'style', 'notebook_cost', 'hardware', 'cpu_name', 'environment', 'git_commit',
-           'write_atomic', 'Run', 'fingerprint', 'save_figure', 'readme', 'output_text', 'write_readme',
+           'write_atomic', 'RunTables', 'Run', 'fingerprint', 'save_figure', 'readme', 'output_text', 'write_readme',
            'markdown_table', 'claims_table', 'notebook_table', 'bench_table', 'measure_costs']
 
 # %% ../nbs/13_record.ipynb #cell-2
@@ -92,12 +92,9 @@ def write_atomic(path: Path, text: str):
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
-
-class Run:
-    """A folder data/runs/<id>: config.json, env.json, tables of rows (metrics.csv, evals.csv, timing.csv) and samples.jsonl.
-
-    `Run.create` refuses a folder that exists; `Run(id)` opens one.
-    """
+# %% ../nbs/13_record.ipynb #cell-15
+class RunTables:
+    "The tables of a run folder: reading, writing, forgetting."
 
     def __init__(self, run_id: str, root: Path | None = None):
         self.id, self.folder = run_id, Path(root or data_dir() / "runs") / run_id
@@ -105,15 +102,6 @@ class Run:
             raise ValueError(f"run_id: {self.folder} is not a run (no config.json); accepted is a folder that Run.create made")
         self.config = json.loads((self.folder / "config.json").read_text())
         self._rows = {}
-
-    @classmethod
-    def create(cls, run_id: str, config: dict, root: Path | None = None) -> "Run":
-        folder = Path(root or data_dir() / "runs") / run_id
-        if folder.exists(): raise ValueError(f"run_id: {folder} already exists and is never overwritten; choose another run_id, resume it, or delete it")
-        folder.mkdir(parents=True)
-        write_atomic(folder / "config.json", json.dumps(config, indent=1) + "\n")
-        write_atomic(folder / "env.json", json.dumps(environment(), indent=1) + "\n")
-        return cls(run_id, root)
 
     def rows(self, table: str) -> list[dict]:
         "The rows of one table as they are on the disk: every value is text."
@@ -145,12 +133,28 @@ class Run:
         writer.writerows(rows)
         write_atomic(self.folder / f"{table}.csv", text.getvalue())
 
+# %% ../nbs/13_record.ipynb #cell-16
+class Run(RunTables):
+    """A folder data/runs/<id>: `Run.create` makes one and refuses a folder that exists, `Run(id)` opens one.
+
+    What it holds: config.json, env.json, tables of rows (metrics.csv, evals.csv, timing.csv) and samples.jsonl.
+    """
+
+    @classmethod
+    def create(cls, run_id: str, config: dict, root: Path | None = None) -> "Run":
+        folder = Path(root or data_dir() / "runs") / run_id
+        if folder.exists(): raise ValueError(f"run_id: {folder} already exists and is never overwritten; choose another run_id, resume it, or delete it")
+        folder.mkdir(parents=True)
+        write_atomic(folder / "config.json", json.dumps(config, indent=1) + "\n")
+        write_atomic(folder / "env.json", json.dumps(environment(), indent=1) + "\n")
+        return cls(run_id, root)
+
     def table(self, table: str) -> pd.DataFrame:
         "One table as a data frame, with the run's id, method and seed as columns."
         frame = pd.read_csv(self.folder / f"{table}.csv")
         return frame.assign(run=self.id, method=self.config["method"], seed=self.config["seed"])
 
-# %% ../nbs/13_record.ipynb #cell-19
+# %% ../nbs/13_record.ipynb #cell-21
 def fingerprint(run: Run) -> str:
     "sha256 over what a run recorded (configuration, metrics, evaluations): the same numbers, the same fingerprint."
     names = ("config.json", "metrics.csv", "evals.csv")
@@ -171,7 +175,7 @@ def save_figure(fig, slug: str, values: dict, runs: list[Run], paper: str, noteb
             "hardware": machines, "values": values}
     write_atomic(folder / f"{slug}.json", json.dumps(card, indent=1) + "\n")
 
-# %% ../nbs/13_record.ipynb #cell-22
+# %% ../nbs/13_record.ipynb #cell-24
 def readme(notebook: Path) -> str:
     "The index notebook as Markdown: prose as it stands, code fenced unless its cell says `#| echo: false`, text outputs below, picture paths as seen from the top folder."
     parts = []
@@ -198,7 +202,7 @@ def write_readme():
     root = data_dir().parent
     write_atomic(root / "README.md", readme(root / "nbs" / "index.ipynb"))
 
-# %% ../nbs/13_record.ipynb #cell-24
+# %% ../nbs/13_record.ipynb #cell-26
 def markdown_table(frame: pd.DataFrame) -> str:
     "A data frame as a Markdown table, the index as first column."
     cells = [["", *frame.columns], ["---"] * (1 + frame.shape[1]), *([i, *row] for i, row in zip(frame.index, frame.values))]
@@ -232,7 +236,7 @@ def bench_table() -> str:
     rows = {b["what"]: {"ratio": f"{b['ratio']:.2f}", "target": b["target"], "met": "yes" if b["met"] else "no"} for b in json.loads(path.read_text()).values()}
     return markdown_table(pd.DataFrame(rows).T)
 
-# %% ../nbs/13_record.ipynb #cell-25
+# %% ../nbs/13_record.ipynb #cell-27
 def measure_costs():
     "Run every notebook as the tests do and write seconds and peak memory to data/notebooks.json (`make costs`)."
     costs, root = {}, data_dir().parent

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'Problem', 'Verdict', 'is_heldout', 'Task', 'apply_op', 'combine', 'show', 'legal_steps', 'solutions',
-           'Countdown', 'take_step', 'random_steps', 'Waypoints', 'gap']
+           'take_step', 'random_steps', 'CountdownProblems', 'Countdown', 'WaypointsProblems', 'WaypointsWalks',
+           'Waypoints', 'gap', 'ReasoningGym']
 
-# %% ../nbs/05_tasks.ipynb #cell-2
+# %% ../nbs/05_tasks.ipynb #cell-3
 import hashlib
 import random
 from collections import Counter
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import permutations
 
-# %% ../nbs/05_tasks.ipynb #cell-3
+# %% ../nbs/05_tasks.ipynb #cell-5
 @dataclass(frozen=True)
 class Problem:
     "One prompt, its difficulty `level`, and in `data` what the verifier needs to know."
@@ -32,12 +33,12 @@ class Verdict:
     @property
     def correct(self) -> bool: return self.outcome == "correct"
 
-# %% ../nbs/05_tasks.ipynb #cell-4
+# %% ../nbs/05_tasks.ipynb #cell-7
 def is_heldout(key: str, fraction: float = 0.2) -> bool:
     "Put `key` on one side of a split that depends on nothing but the key, so that no seed can leak a held-out prompt."
     return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) < fraction * 16**8
 
-# %% ../nbs/05_tasks.ipynb #cell-5
+# %% ../nbs/05_tasks.ipynb #cell-8
 class Task:
     """A family of verifiable problems. A subclass gives `name`, `levels`, `max_new_tokens`, `words` (its vocabulary) and
 
@@ -62,7 +63,7 @@ class Task:
         "1.0 for a correct response, else 0.0: the verifiable reward of RLVR."
         return float(self.verify(problem, response).correct)
 
-# %% ../nbs/05_tasks.ipynb #cell-6
+# %% ../nbs/05_tasks.ipynb #cell-10
 def apply_op(a: int, op: str, b: int) -> int | None:
     "The whole-number result of `a op b`, or None where there is none."
     if op == "+": return a + b
@@ -90,7 +91,7 @@ def show(e) -> str:
     text = "".join((plus if sign else minus) + show(term) for sign, term in sorted(e[1], key=lambda t: (not t[0], repr(t[1]))))
     return "(" + text.lstrip(plus) + ")"
 
-# %% ../nbs/05_tasks.ipynb #cell-7
+# %% ../nbs/05_tasks.ipynb #cell-11
 def legal_steps(items: list, max_value: int):
     "Every next step: (a, op, b, result, items that remain), `items` being pairs (value, expression)."
     for i, j in permutations(range(len(items)), 2):
@@ -111,9 +112,27 @@ def solutions(numbers: tuple, max_value: int) -> dict:
     search([(n, n) for n in numbers], ())
     return found
 
-# %% ../nbs/05_tasks.ipynb #cell-8
+# %% ../nbs/05_tasks.ipynb #cell-16
+def take_step(items: list, tokens: list, max_value: int) -> list | None:
+    "What remains after the step `a op b = c`, or None where it is not a legal, true step. Parsed, never evaluated."
+    if len(tokens) != 5 or tokens[3] != "=" or not all(t.isdecimal() for t in tokens[::2]): return None
+    a, op, b, c = int(tokens[0]), tokens[1], int(tokens[2]), int(tokens[4])
+    return next((rest for *step, rest in legal_steps(items, max_value) if step == [a, op, b, c]), None)
+
+
+def random_steps(numbers: tuple, max_value: int, rng) -> tuple[list, int]:
+    "Legal steps chosen at random until one number is left; starts again where it gets stuck."
+    items, steps = [(n, n) for n in numbers], []
+    while len(items) > 1:
+        options = list(legal_steps(items, max_value))
+        if not options: return random_steps(numbers, max_value, rng)
+        *step, items = rng.choice(options)
+        steps.append(step)
+    return steps, items[0][0]
+
+# %% ../nbs/05_tasks.ipynb #cell-17
 @dataclass(frozen=True)
-class Countdown(Task):
+class CountdownProblems(Task):
     """Make `target` from `numbers` with + - * /, each used once, no result outside 0..max_value.
 
     A response is a row of attempts `a op b = c , d op e = f`, each closed by `?` (try again) or `!` (commit); only the
@@ -124,9 +143,12 @@ class Countdown(Task):
     max_value: int = 59
     max_attempts: int = 5
     p_solution: float = 0.3
-    name = "countdown"
-    decisions = "?!"
-    levels = (1, 2, 3, 4)
+    name, decisions, levels = "countdown", "?!", (1, 2, 3, 4)
+
+    def __post_init__(self):
+        if not 0 <= self.p_solution <= 1: raise ValueError(f"p_solution: got {self.p_solution}, accepted is a probability")
+        if not 3 <= self.max_number <= self.max_value: raise ValueError(f"max_number: got {self.max_number}, accepted is 3 to max_value = {self.max_value}")
+        if self.max_attempts < 1: raise ValueError(f"max_attempts: got {self.max_attempts}, accepted is a whole number from 1 up")
 
     @property
     def words(self) -> list[str]: return [str(i) for i in range(self.max_value + 1)] + list("+-*/=,?!:")
@@ -148,6 +170,11 @@ class Countdown(Task):
             known = solutions(tuple(sorted(numbers)), self.max_value)
             targets = [t for t in sorted(known) if t >= 10 for _ in known[t]]
             if targets and level in (None, (p := self.problem(numbers, rng.choice(targets))).level): return p
+
+# %% ../nbs/05_tasks.ipynb #cell-18
+@dataclass(frozen=True)
+class Countdown(CountdownProblems):
+    __doc__ = CountdownProblems.__doc__
 
     def n_solutions(self, p: Problem) -> int:
         return len(solutions(tuple(sorted(p.data["numbers"])), self.max_value).get(p.data["target"], ()))
@@ -177,27 +204,9 @@ class Countdown(Task):
             text.append(f"{attempt} {'!' if commit else '?'}")
             if commit: return " ".join(text)
 
-# %% ../nbs/05_tasks.ipynb #cell-9
-def take_step(items: list, tokens: list, max_value: int) -> list | None:
-    "What remains after the step `a op b = c`, or None where it is not a legal, true step. Parsed, never evaluated."
-    if len(tokens) != 5 or tokens[3] != "=" or not all(t.isdecimal() for t in tokens[::2]): return None
-    a, op, b, c = int(tokens[0]), tokens[1], int(tokens[2]), int(tokens[4])
-    return next((rest for *step, rest in legal_steps(items, max_value) if step == [a, op, b, c]), None)
-
-
-def random_steps(numbers: tuple, max_value: int, rng) -> tuple[list, int]:
-    "Legal steps chosen at random until one number is left; starts again where it gets stuck."
-    items, steps = [(n, n) for n in numbers], []
-    while len(items) > 1:
-        options = list(legal_steps(items, max_value))
-        if not options: return random_steps(numbers, max_value, rng)
-        *step, items = rng.choice(options)
-        steps.append(step)
-    return steps, items[0][0]
-
-# %% ../nbs/05_tasks.ipynb #cell-10
+# %% ../nbs/05_tasks.ipynb #cell-23
 @dataclass(frozen=True)
-class Waypoints(Task):
+class WaypointsProblems(Task):
     """Walk along the number line 0..max_value by the steps in your `hand`, through the waypoints in order, never onto a wall.
 
     A response names each waypoint and spells out each move: sign, step, where it leads, and how far the waypoint then is,
@@ -209,9 +218,12 @@ class Waypoints(Task):
     hand_size: int = 3
     max_moves: int = 36
     p_best: float = 0.7
-    name = "waypoints"
-    levels = (1, 2, 3, 4)
-    decisions = ""
+    name, decisions, levels = "waypoints", "", (1, 2, 3, 4)
+
+    def __post_init__(self):
+        if not 0 < self.p_best <= 1: raise ValueError(f"p_best: got {self.p_best}, accepted is a probability above 0, or demonstrations never end")
+        if not 2 <= self.max_step < self.max_value: raise ValueError(f"max_step: got {self.max_step}, accepted is 2 to max_value - 1 = {self.max_value - 1}")
+        if self.hand_size > self.max_step - 1: raise ValueError(f"hand_size: got {self.hand_size}, accepted is at most max_step - 1 = {self.max_step - 1}")
 
     @property
     def words(self) -> list[str]: return [str(i) for i in range(self.max_value + 1)] + "+ - > < = ! | # : to".split()
@@ -229,6 +241,10 @@ class Waypoints(Task):
             start, *cells = rng.sample(range(self.max_value + 1), 1 + (level + 1) + 2 * (level - 1))
             p = self.problem(hand, start, cells[:level + 1], sorted(cells[level + 1:]), level)
             if (self.shortest(p) or self.max_moves) <= self.max_moves // 2: return p
+
+# %% ../nbs/05_tasks.ipynb #cell-25
+class WaypointsWalks(WaypointsProblems):
+    "Moves, distances, and the words of a walk."
 
     def problem(self, hand, start, goals, walls, level: int = 1) -> Problem:
         words = [*hand, "|", start, "to", *goals, "#", *walls, ":"]
@@ -259,6 +275,11 @@ class Waypoints(Task):
                 at = move[2]
                 words += [*move, *gap(at, goal)]
         return " ".join(map(str, words + ["!"]))
+
+# %% ../nbs/05_tasks.ipynb #cell-27
+@dataclass(frozen=True)
+class Waypoints(WaypointsWalks):
+    __doc__ = WaypointsProblems.__doc__
 
     def verify(self, p: Problem, response: str) -> Verdict:
         "Read the moves off the response, walk them, and compare every word."
@@ -294,12 +315,12 @@ class Waypoints(Task):
         while not self.verify(p, text := self.walk(p, choose)).correct: pass
         return text
 
-
+# %% ../nbs/05_tasks.ipynb #cell-28
 def gap(at: int, goal: int) -> list:
     "How far the goal is, in words: ['>', 5] five up, ['<', 5] five down, ['='] there."
     return ["="] if at == goal else [">" if goal > at else "<", abs(goal - at)]
 
-# %% ../nbs/05_tasks.ipynb #cell-11
+# %% ../nbs/05_tasks.ipynb #cell-29
 @lru_cache(maxsize=100_000)
 def _distances(hand: tuple, walls: tuple, goal: int, max_value: int) -> dict:
     "Breadth-first search outwards from `goal`."
@@ -311,5 +332,37 @@ def _distances(hand: tuple, walls: tuple, goal: int, max_value: int) -> dict:
                 edge.append(cell)
     return far
 
-# %% ../nbs/05_tasks.ipynb #cell-12
+# %% ../nbs/05_tasks.ipynb #cell-34
+class ReasoningGym(Task):
+    """Any dataset of the reasoning-gym package as a task: `ReasoningGym("chain_sum", min_terms=2)`; its own scorer judges, 1.0 being correct.
+
+    Solutions are not counted and demonstrations not given: the package knows one answer a problem. Raises ValueError for an unknown dataset or
+    option, and where the package is not installed.
+    """
+    levels, words, decisions, max_new_tokens = (1,), (), "", 512
+
+    def __init__(self, name: str, **config):
+        try: import reasoning_gym
+        except ImportError as e: raise ValueError("name: reasoning-gym is not installed; `pip install reasoning-gym`, or take one of TASKS") from e
+        self.name, self.make = name, lambda **kw: reasoning_gym.create_dataset(name, **config, **kw)
+        try: self.dataset = self.make(size=1, seed=0)
+        except (ValueError, TypeError, AssertionError) as e: raise ValueError(f"name: got {name!r} with {config}; reasoning-gym says: {e}") from e
+
+    def draw(self, level, rng) -> Problem:
+        entry = self.make(size=1, seed=rng.randrange(2**31))[0]
+        return Problem(entry["question"], 1, entry)
+
+    def key(self, p: Problem) -> str: return p.prompt
+
+    def verify(self, p: Problem, response: str) -> Verdict:
+        answer = response.strip()
+        if not answer: return Verdict("unparsable")
+        good = self.dataset.score_answer(answer=answer, entry=p.data) == 1.0
+        return Verdict("correct", answer) if good else Verdict("wrong")
+
+    def n_solutions(self, p: Problem) -> int: raise NotImplementedError("reasoning-gym gives one answer a problem and does not count the others")
+
+    def demonstration(self, p: Problem, rng) -> str: raise NotImplementedError("reasoning-gym gives answers without working-out")
+
+# %% ../nbs/05_tasks.ipynb #cell-37
 TASKS = {t.name: t for t in (Countdown(), Waypoints())}

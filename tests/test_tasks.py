@@ -1,0 +1,148 @@
+"Rooms 05: generators, verifiers, splits, counts."
+import random
+from fractions import Fraction
+from itertools import permutations, product
+
+import pytest
+
+from relax.tasks import TASKS, Countdown, ReasoningGym, Waypoints, is_heldout, solutions
+
+TASK_LEVELS = [(t, k) for t in TASKS.values() for k in t.levels]
+GOOD = "3 * 9 = 27 , 27 - 7 = 20"
+
+
+@pytest.fixture
+def p(): return Countdown().problem((3, 7, 9), 20)
+
+
+@pytest.mark.parametrize("task,level", TASK_LEVELS, ids=lambda x: getattr(x, "name", x))
+def test_demonstrations_fit_and_speak_the_vocabulary(task, level):
+    rng = random.Random(level)
+    for p in task.problems(12, level=level, seed=level):
+        text = task.demonstration(p, rng)
+        assert p.level == level and set((p.prompt + " " + text).split()) <= set(task.words)
+        assert len(text.split()) <= task.max_new_tokens and task.verify(p, text).outcome != "unparsable"
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda t: t.name)
+def test_splits_are_disjoint_whatever_the_seeds(task):
+    keys = {s: {task.key(p) for seed in range(25) for p in task.problems(20, s, seed=seed)} for s in ("train", "heldout")}
+    assert len(keys["train"]) > 50 and len(keys["heldout"]) > 50 and not keys["train"] & keys["heldout"]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda t: t.name)
+def test_a_seed_gives_the_same_problems(task):
+    draw = lambda seed: [p.prompt for p in task.problems(8, "heldout", seed=seed)]
+    assert draw(3) == draw(3) != draw(4)
+
+
+def test_the_split_knows_no_order():
+    c = Countdown()
+    assert c.key(c.problem((3, 7, 9), 20)) == c.key(c.problem((9, 3, 7), 20))
+    assert 0.15 < sum(is_heldout(str(i)) for i in range(2000)) / 2000 < 0.25
+
+
+@pytest.mark.parametrize("response", [GOOD + " !", "3 + 7 = 10 , 10 + 9 = 19 ? 9 * 3 = 27 , 27 - 7 = 20 !", f"  {GOOD} !\n"])
+def test_correct_countdown(p, response):
+    assert Countdown().verify(p, response).correct and Countdown().reward(p, response) == 1.0
+
+
+@pytest.mark.parametrize("response,outcome", [
+    ("", "unparsable"), ("   ", "unparsable"), (GOOD, "unparsable"), (GOOD + " ?", "unparsable"), (GOOD + " ! 7", "unparsable"),
+    ("!", "wrong"), ("! ! !", "wrong"), (GOOD + " ! !", "wrong"), ("? !", "wrong"), (",,, !", "wrong"),
+    ("3 * 9 = 28 , 28 - 7 = 21 !", "wrong"), ("3 * 9 = 20 !", "wrong"), ("27 - 7 = 20 !", "wrong"), ("3 * 9 = 27 !", "wrong"),
+    ("3 * 9 = 27 , 27 - 9 = 18 !", "wrong"), ("9 + 9 = 18 , 18 + 2 = 20 !", "wrong"),
+    ("3 - 7 = -4 , -4 + 9 = 5 !", "wrong"), ("7 / 0 = 1 !", "wrong"), ("3 ** 9 = 27 , 27 - 7 = 20 !", "wrong"),
+    ("9" * 6000 + " + 7 = 20 !", "wrong"), ("3 * 9 = " + "9" * 6000 + " !", "wrong"),
+    ("٣ * ٩ = ٢٧ , ٢٧ - ٧ = ٢٠ !", "wrong"), ("³ * 9 = 27 , 27 - 7 = 20 !", "wrong"),
+    ("__import__('os').abort() !", "wrong")])
+def test_malformed_countdown(p, response, outcome): assert Countdown().verify(p, response).outcome == outcome
+
+
+def brute_force(numbers, limit=59):
+    "Targets of (a op b) op c and c op (a op b), every step whole and in 0..limit; as fractions, with no code of the room."
+    def do(x, op, y):
+        z = x + y if op == "+" else x - y if op == "-" else x * y if op == "*" else x / y if y else None
+        return z if z is not None and z.denominator == 1 and 0 <= z <= limit else None
+    found = set()
+    for (a, b, c), f, g in product(permutations(map(Fraction, numbers)), "+-*/", "+-*/"):
+        if (first := do(a, f, b)) is not None: found |= {do(first, g, c), do(c, g, first)}
+    return {int(x) for x in found - {None}}
+
+
+@pytest.mark.parametrize("numbers", [(3, 7, 9), (1, 1, 4), (2, 5, 10), (1, 2, 3)])
+def test_targets_against_brute_force(numbers): assert set(solutions(numbers, 59)) == brute_force(numbers)
+
+
+@pytest.mark.parametrize("numbers,target,ways", [((3, 7, 9), 19, 1), ((3, 7, 9), 20, 1), ((1, 2, 3), 6, 2), ((1, 1, 4), 8, 1)])
+def test_solutions_counted_by_hand(numbers, target, ways):
+    "1,2,3 -> 6: 1+2+3 and 1*2*3, 2*3/1 besides; see the comment in the assert for what counts as different."
+    c = Countdown()
+    assert c.n_solutions(c.problem(numbers, target)) >= ways
+    assert c.n_solutions(c.problem(numbers[::-1], target)) == c.n_solutions(c.problem(numbers, target))
+
+
+def test_equal_solutions_share_an_answer():
+    c = Countdown(); p = c.problem((3, 7, 9), 19)
+    answers = {c.verify(p, r).answer for r in ("3 + 7 = 10 , 10 + 9 = 19 !", "9 + 7 = 16 , 3 + 16 = 19 !", "9 + 3 = 12 , 7 + 12 = 19 !")}
+    assert len(answers) == 1 and None not in answers
+
+
+def walks(w, p, limit):
+    "Every correct walk of at most `limit` moves, by recursion: independent of the dynamic programme."
+    def go(at, k, left):
+        if k == len(p.data["goals"]): return 1
+        if not left: return 0
+        cells = [at + s * h for h in p.data["hand"] for s in (1, -1)]
+        return sum(go(c, k + (c == p.data["goals"][k]), left - 1) for c in cells if 0 <= c <= w.max_value and c not in p.data["walls"])
+    return go(p.data["start"], 0, limit)
+
+
+def test_waypoint_counts_against_recursion():
+    w = Waypoints(max_moves=8)
+    for p in w.problems(4, level=1): assert w.n_solutions(p) == walks(w, p, 8)
+
+
+def test_any_changed_word_of_a_walk_is_noticed():
+    w, rng = Waypoints(), random.Random(0)
+    p = w.problems(1, level=2)[0]
+    words = w.demonstration(p, rng).split()
+    assert w.verify(p, " ".join(words)).correct
+    for i, word in enumerate(words): assert not w.verify(p, " ".join([*words[:i], "0" if word != "0" else "1", *words[i + 1:]])).correct
+
+
+@pytest.mark.parametrize("response", ["", "!", "! !", "to !", "+ !", "+ " + "9" * 6000 + " !", "+ ٣ !", "- -3 !", "to 1 > 1 + 1 2 = !"])
+def test_malformed_walks(response):
+    w = Waypoints()
+    assert not w.verify(w.problems(1, level=1)[0], response).correct
+
+
+@pytest.mark.parametrize("call,argument", [
+    (lambda: Countdown().problems(1, "test"), "split"), (lambda: Countdown().problems(1, level=9), "level"),
+    (lambda: Countdown(p_solution=2), "p_solution"), (lambda: Countdown(max_attempts=0), "max_attempts"), (lambda: Countdown(max_number=99), "max_number"),
+    (lambda: Waypoints(p_best=0), "p_best"), (lambda: Waypoints(max_step=50), "max_step"), (lambda: Waypoints(hand_size=20), "hand_size")])
+def test_bad_arguments_are_named(call, argument):
+    with pytest.raises(ValueError, match=argument): call()
+
+
+def test_reasoning_gym():
+    pytest.importorskip("reasoning_gym")
+    sums = ReasoningGym("chain_sum")
+    train, heldout = sums.problems(6), sums.problems(6, "heldout")
+    assert not {sums.key(p) for p in train} & {sums.key(p) for p in heldout}
+    assert [p.prompt for p in train] == [p.prompt for p in sums.problems(6)]
+    for p in train: assert sums.reward(p, p.data["answer"]) == 1.0 and sums.reward(p, p.data["answer"] + "1") == 0.0
+    assert sums.verify(train[0], " ").outcome == "unparsable"
+    for absent in (lambda: sums.n_solutions(train[0]), lambda: sums.demonstration(train[0], random)):
+        with pytest.raises(NotImplementedError, match="reasoning-gym"): absent()
+
+
+@pytest.mark.parametrize("name,config", [("no_such_dataset", {}), ("chain_sum", {"no_such_option": 1})])
+def test_reasoning_gym_refuses(name, config):
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(ValueError, match="name"): ReasoningGym(name, **config)
+
+
+def test_reasoning_gym_not_installed(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
+    with pytest.raises(ValueError, match="pip install"): ReasoningGym("chain_sum")
