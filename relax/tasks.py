@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'Problem', 'Verdict', 'is_heldout', 'Task', 'apply_op', 'combine', 'show', 'legal_steps', 'solutions',
-           'take_step', 'random_steps', 'CountdownProblems', 'Countdown', 'WaypointsProblems', 'WaypointsWalks',
-           'Waypoints', 'gap', 'ReasoningGym']
+           'is_number', 'take_step', 'random_steps', 'CountdownProblems', 'Countdown', 'WaypointsProblems',
+           'WaypointsWalks', 'Waypoints', 'gap', 'is_arithmetic', 'ReasoningGym']
 
 # %% ../nbs/05_tasks.ipynb #cell-3
 import hashlib
+import inspect
 import random
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -113,9 +115,14 @@ def solutions(numbers: tuple, max_value: int) -> dict:
     return found
 
 # %% ../nbs/05_tasks.ipynb #cell-16
+def is_number(word: str) -> bool:
+    "Is it a short row of the digits 0-9? Python's int() would also read other scripts' digits, and refuse 5,000 of them with an error."
+    return word.isascii() and word.isdecimal() and len(word) <= 9
+
+
 def take_step(items: list, tokens: list, max_value: int) -> list | None:
     "What remains after the step `a op b = c`, or None where it is not a legal, true step. Parsed, never evaluated."
-    if len(tokens) != 5 or tokens[3] != "=" or not all(t.isdecimal() for t in tokens[::2]): return None
+    if len(tokens) != 5 or tokens[3] != "=" or not all(map(is_number, tokens[::2])): return None
     a, op, b, c = int(tokens[0]), tokens[1], int(tokens[2]), int(tokens[4])
     return next((rest for *step, rest in legal_steps(items, max_value) if step == [a, op, b, c]), None)
 
@@ -204,7 +211,7 @@ class Countdown(CountdownProblems):
             text.append(f"{attempt} {'!' if commit else '?'}")
             if commit: return " ".join(text)
 
-# %% ../nbs/05_tasks.ipynb #cell-23
+# %% ../nbs/05_tasks.ipynb #cell-25
 @dataclass(frozen=True)
 class WaypointsProblems(Task):
     """Walk along the number line 0..max_value by the steps in your `hand`, through the waypoints in order, never onto a wall.
@@ -242,7 +249,7 @@ class WaypointsProblems(Task):
             p = self.problem(hand, start, cells[:level + 1], sorted(cells[level + 1:]), level)
             if (self.shortest(p) or self.max_moves) <= self.max_moves // 2: return p
 
-# %% ../nbs/05_tasks.ipynb #cell-25
+# %% ../nbs/05_tasks.ipynb #cell-27
 class WaypointsWalks(WaypointsProblems):
     "Moves, distances, and the words of a walk."
 
@@ -276,7 +283,7 @@ class WaypointsWalks(WaypointsProblems):
                 words += [*move, *gap(at, goal)]
         return " ".join(map(str, words + ["!"]))
 
-# %% ../nbs/05_tasks.ipynb #cell-27
+# %% ../nbs/05_tasks.ipynb #cell-29
 @dataclass(frozen=True)
 class Waypoints(WaypointsWalks):
     __doc__ = WaypointsProblems.__doc__
@@ -285,7 +292,7 @@ class Waypoints(WaypointsWalks):
         "Read the moves off the response, walk them, and compare every word."
         words = response.split()
         if not words or words[-1] != "!": return Verdict("unparsable")
-        claimed = iter([(s, int(h)) for s, h in zip(words, words[1:]) if s in ("+", "-") and h.isdecimal()])
+        claimed = iter([(s, int(h)) for s, h in zip(words, words[1:]) if s in ("+", "-") and is_number(h)])
         taken = []
         def choose(options, at, goal):
             move = next(claimed, None)
@@ -315,12 +322,12 @@ class Waypoints(WaypointsWalks):
         while not self.verify(p, text := self.walk(p, choose)).correct: pass
         return text
 
-# %% ../nbs/05_tasks.ipynb #cell-28
+# %% ../nbs/05_tasks.ipynb #cell-30
 def gap(at: int, goal: int) -> list:
     "How far the goal is, in words: ['>', 5] five up, ['<', 5] five down, ['='] there."
     return ["="] if at == goal else [">" if goal > at else "<", abs(goal - at)]
 
-# %% ../nbs/05_tasks.ipynb #cell-29
+# %% ../nbs/05_tasks.ipynb #cell-31
 @lru_cache(maxsize=100_000)
 def _distances(hand: tuple, walls: tuple, goal: int, max_value: int) -> dict:
     "Breadth-first search outwards from `goal`."
@@ -332,10 +339,16 @@ def _distances(hand: tuple, walls: tuple, goal: int, max_value: int) -> dict:
                 edge.append(cell)
     return far
 
-# %% ../nbs/05_tasks.ipynb #cell-34
+# %% ../nbs/05_tasks.ipynb #cell-36
+def is_arithmetic(text: str) -> bool:
+    "Nothing but digits, + - * / and brackets, no powers, at most 200 characters: harmless even where a scorer evaluates it."
+    return len(text) <= 200 and "**" not in text and "//" not in text and re.fullmatch(r"[0-9\s.,+\-*/()\[\]]+", text, re.ASCII) is not None
+
+# %% ../nbs/05_tasks.ipynb #cell-37
 class ReasoningGym(Task):
     """Any dataset of the reasoning-gym package as a task: `ReasoningGym("chain_sum", min_terms=2)`; its own scorer judges, 1.0 being correct.
 
+    A scorer that would evaluate the text gets plain arithmetic only; any other text is compared with the known answer.
     Solutions are not counted and demonstrations not given: the package knows one answer a problem. Raises ValueError for an unknown dataset or
     option, and where the package is not installed.
     """
@@ -347,6 +360,7 @@ class ReasoningGym(Task):
         self.name, self.make = name, lambda **kw: reasoning_gym.create_dataset(name, **config, **kw)
         try: self.dataset = self.make(size=1, seed=0)
         except (ValueError, TypeError, AssertionError) as e: raise ValueError(f"name: got {name!r} with {config}; reasoning-gym says: {e}") from e
+        self.evaluates = re.search(r"\b(eval|exec|parse_expr|sympify)\(", inspect.getsource(type(self.dataset).score_answer)) is not None
 
     def draw(self, level, rng) -> Problem:
         entry = self.make(size=1, seed=rng.randrange(2**31))[0]
@@ -357,12 +371,15 @@ class ReasoningGym(Task):
     def verify(self, p: Problem, response: str) -> Verdict:
         answer = response.strip()
         if not answer: return Verdict("unparsable")
-        good = self.dataset.score_answer(answer=answer, entry=p.data) == 1.0
+        if self.evaluates and not is_arithmetic(answer): good = answer == p.data["answer"]
+        else:
+            try: good = self.dataset.score_answer(answer=answer, entry=p.data) == 1.0
+            except Exception: return Verdict("unparsable")  # scorers differ in what they raise at text that they cannot read
         return Verdict("correct", answer) if good else Verdict("wrong")
 
     def n_solutions(self, p: Problem) -> int: raise NotImplementedError("reasoning-gym gives one answer a problem and does not count the others")
 
     def demonstration(self, p: Problem, rng) -> str: raise NotImplementedError("reasoning-gym gives answers without working-out")
 
-# %% ../nbs/05_tasks.ipynb #cell-37
+# %% ../nbs/05_tasks.ipynb #cell-41
 TASKS = {t.name: t for t in (Countdown(), Waypoints())}
