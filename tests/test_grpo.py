@@ -1,0 +1,122 @@
+"Hand computations, and that padding, buckets and the cache never matter."
+import math
+
+import pytest
+import torch
+
+from relax.grpo import (GRPO, Batch, Rollouts, clipped_loss, decode, encode, group_advantages, informative, masked_mean, sample, sampled_kl, score,
+                        score_rows, stack)
+from relax.reasoner import load_reasoner
+from relax.tasks import TASKS
+
+
+@pytest.fixture(scope="module")
+def policy():
+    torch.set_num_threads(1)
+    return load_reasoner("countdown-small")
+
+
+@pytest.fixture(scope="module")
+def rollouts(policy):
+    model, tok = policy
+    prompts = encode(tok, ["1 2 5 = 10 :", "8 3 7 9 = 59 :"])  # of different length
+    return sample(model, *prompts, 40, tok.eos_token_id, tok.pad_token_id, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_advantages_by_hand():
+    A = group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0]), 3)
+    assert torch.allclose(A, torch.tensor([2 / 3, -1 / 3, -1 / 3, -2 / 3, 1 / 3, 1 / 3]) * math.sqrt(3), atol=1e-5)
+    assert torch.allclose(group_advantages(torch.tensor([1.0, 0.0]), 2, scale="none"), torch.tensor([0.5, -0.5]))
+    assert (group_advantages(torch.ones(8), 4) == 0).all() and group_advantages([1, 0], 2).dtype == torch.float32
+
+
+@pytest.mark.parametrize("args, named", [
+    (([1.0, 0.0], 1), "group_size"), (([1.0, 0.0, 1.0], 2), "rewards"), (([], 2), "rewards"), (([1.0, float("nan")], 2), "rewards"), (([1.0, 0.0], 2, "max"), "scale")])
+def test_advantages_name_what_is_wrong(args, named):
+    with pytest.raises(ValueError, match=named): group_advantages(torch.tensor(args[0]), *args[1:])
+
+
+def test_clipped_loss_by_hand():
+    ratio, mask = torch.tensor([[1.5, 1.0], [0.5, 9.0]]), torch.tensor([[True, True], [True, False]])
+    args = ratio.log(), torch.zeros(2, 2), torch.tensor([1.0, -1.0]), mask
+    assert abs(clipped_loss(*args).item() + (1.2 + 1.0 - 0.8) / 3) < 1e-6
+    assert abs(clipped_loss(*args, clip_high=0.28).item() + (1.28 + 1.0 - 0.8) / 3) < 1e-6
+    assert abs(clipped_loss(*args, aggregation="sequence").item() + (1.1 - 0.8) / 2) < 1e-6
+
+
+def test_clipping_stops_the_gradient_only_in_the_wanted_direction():
+    logp = torch.tensor([[1.5], [0.5], [1.5], [0.5]]).log().requires_grad_()
+    loss = clipped_loss(logp, torch.zeros(4, 1), torch.tensor([1.0, -1.0, -1.0, 1.0]), torch.ones(4, 1, dtype=torch.bool))
+    assert (torch.autograd.grad(loss, logp)[0][:, 0] != 0).tolist() == [False, False, True, True]
+
+
+def test_padding_never_matters_to_the_loss():
+    logp, mask = torch.randn(2, 3).requires_grad_(), torch.tensor([[True, True, False], [True, False, False]])
+    def value(fill): return clipped_loss(logp.masked_fill(~mask, fill), torch.zeros(2, 3), torch.tensor([1.0, -1.0]), mask)
+    a, b = value(0.0), value(float("nan"))
+    assert a == b and torch.equal(*(torch.autograd.grad(x, logp)[0] for x in (a, b)))
+
+
+@pytest.mark.parametrize("change, named", [
+    (dict(mask=torch.zeros(2, 3, dtype=torch.bool)), "mask"), (dict(advantages=torch.zeros(3)), "advantages"), (dict(old_logp=torch.zeros(2, 2)), "old_logp")])
+def test_clipped_loss_names_what_is_wrong(change, named):
+    good = dict(logp=torch.zeros(2, 3), old_logp=torch.zeros(2, 3), advantages=torch.zeros(2), mask=torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=named): clipped_loss(**good | change)
+
+
+def test_unknown_aggregation_is_named():
+    with pytest.raises(ValueError, match="aggregation"): masked_mean(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), "max")
+
+
+def test_sampler_and_scorer_agree(policy, rollouts):
+    logp, entropy, hidden = score(policy[0], rollouts)
+    assert torch.allclose(logp[rollouts.mask], rollouts.logp[rollouts.mask], atol=1e-4)
+    assert (entropy[rollouts.mask] >= -1e-5).all() and hidden.shape == (*rollouts.ids.shape, 128)
+
+
+@pytest.mark.parametrize("n_buckets", [1, 2, 3, 8])
+def test_buckets_never_matter(policy, rollouts, n_buckets):
+    for a, b in zip(score(policy[0], rollouts, n_buckets=n_buckets), score_rows(policy[0], rollouts)):
+        assert torch.allclose(a[rollouts.mask], b[rollouts.mask], atol=1e-3)
+
+
+def test_what_padding_holds_never_matters(policy, rollouts):
+    noise = torch.Generator().manual_seed(1)
+    def junk(ids, mask): return torch.where(mask, ids, torch.randint(2, 60, ids.shape, generator=noise))
+    other = Rollouts(junk(rollouts.prompt_ids, rollouts.prompt_mask), rollouts.prompt_mask, junk(rollouts.ids, rollouts.mask), rollouts.mask, rollouts.logp)
+    for a, b in zip(score(policy[0], rollouts), score(policy[0], other)): assert torch.allclose(a[rollouts.mask], b[rollouts.mask], atol=1e-4)
+
+
+def test_wider_padding_never_matters(policy, rollouts):
+    wide = stack([rollouts, Rollouts(*(torch.nn.functional.pad(x, p) for x, p in (
+        (rollouts.prompt_ids, (3, 0)), (rollouts.prompt_mask, (3, 0)), (rollouts.ids, (0, 5)), (rollouts.mask, (0, 5)), (rollouts.logp, (0, 5)))))])
+    a, b = (x[wide.mask[:8]] for x in score(policy[0], wide)[0].chunk(2))
+    assert len(wide) == 16 and torch.allclose(a, b, atol=1e-4)
+
+
+def test_a_seed_gives_the_same_responses_and_greedy_needs_none(policy):
+    model, tok = policy
+    prompts = encode(tok, [p.prompt for p in TASKS["countdown"].problems(3)])
+    def texts(seed, t): return decode(tok, sample(model, *prompts, 30, tok.eos_token_id, tok.pad_token_id, 2, t, torch.Generator().manual_seed(seed)))
+    assert texts(0, 1.0) == texts(0, 1.0) != texts(1, 1.0) and texts(0, 0) == texts(1, 0)
+
+
+def test_too_long_is_refused(policy):
+    model, tok = policy
+    with pytest.raises(ValueError, match="max_new_tokens: got 600"): sample(model, *encode(tok, ["1 2 = 10 :"]), 600, 1, 0)
+
+
+def test_informative_groups():
+    assert informative(torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0]), 2).tolist() == [False, False, True, True, False, False]
+
+
+def test_sampled_kl_is_zero_at_home_and_positive_elsewhere():
+    logp = torch.randn(50)
+    assert (sampled_kl(logp, logp) == 0).all() and (sampled_kl(logp, logp + torch.randn(50)) >= 0).all()
+
+
+def test_uniform_kl_is_added():
+    logp, mask = torch.randn(4, 3), torch.ones(4, 3, dtype=torch.bool)
+    b = Batch(None, mask, logp, logp, None, None, None, torch.tensor([1.0, -1.0, 1.0, -1.0]), 2, ref_logp=logp + 0.5)
+    expected = GRPO().loss(b)[0] + 0.3 * sampled_kl(logp, logp + 0.5).mean()
+    assert torch.allclose(GRPO(kl=0.3).loss(b)[0], expected)
