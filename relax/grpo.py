@@ -226,5 +226,5 @@ class GRPO:
         clipped = (b.logp - b.old_logp).exp().sub(1)
         metrics = {"policy_loss": policy, "clipped": masked_mean(((clipped > self.clip_high) | (clipped < -self.clip_low)).float(), b.mask)}
         if b.ref_logp is None: return policy, metrics
-        kl = masked_mean(sampled_kl(b.logp, b.ref_logp), b.mask, self.aggregation)
+        kl = masked_mean(sampled_kl(*(x.masked_fill(~b.mask, 0) for x in (b.logp, b.ref_logp))), b.mask, self.aggregation)
         return policy + self.kl * kl, metrics | {"kl": kl}

@@ -46,7 +46,7 @@ def adaptive_kl(logp, ref_logp, mask, gate, aggregation: str = "token") -> torch
     """
     if not (logp.shape == ref_logp.shape == mask.shape): raise ValueError(f"ref_logp, mask: got shapes {tuple(ref_logp.shape)}, {tuple(mask.shape)}; accepted is that of logp, {tuple(logp.shape)}")
     if gate.shape != logp.shape[:1]: raise ValueError(f"gate: got shape {tuple(gate.shape)}, accepted is ({len(logp)},)")
-    kl = torch.where(mask & gate[:, None], sampled_kl(logp, ref_logp), 0.0)
+    kl = sampled_kl(logp.masked_fill(~mask, 0), ref_logp.masked_fill(~mask, 0)) * gate[:, None]
     return kl.sum() if aggregation == "sum" else masked_mean(kl, mask, aggregation)
 
 # %% ../nbs/08_objective.ipynb #cell-14
