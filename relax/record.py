@@ -233,7 +233,7 @@ def bench_table() -> str:
     "data/bench.json as a table: what was compared, the ratio, the target."
     path = data_dir() / "bench.json"
     if not path.exists(): return "Not measured yet."
-    rows = {b["what"]: {"ratio": f"{b['ratio']:.2f}", "target": b["target"], "met": "yes" if b["met"] else "no"} for b in json.loads(path.read_text()).values()}
+    rows = {b["what"]: {"ratio": f"{b['ratio']:.2f}", "target": b["target"], "met": ("yes" if b["met"] else "no") if b["target"] != "none" else ""} for b in json.loads(path.read_text()).values()}
     return markdown_table(pd.DataFrame(rows).T)
 
 # %% ../nbs/13_record.ipynb #cell-27

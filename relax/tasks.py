@@ -203,11 +203,11 @@ class Countdown(CountdownProblems):
         return " , ".join(f"{a} {op} {b} = {c}" for a, op, b, c in steps), value == p.data["target"]
 
     def demonstration(self, p: Problem, rng) -> str:
-        "Attempts until one is committed: a hit with probability .95, a miss with .25, the last one always."
-        text = []
-        for i in range(self.max_attempts):
+        "Attempts until one is committed: a hit with probability .95, a miss with .25, the last that fits into `max_new_tokens` always."
+        text, last = [], self.max_new_tokens // (6 * len(p.data["numbers"]) - 6) - 1
+        for i in range(last + 1):
             attempt, hit = self.attempt(p, rng)
-            commit = rng.random() < (0.95 if hit else 0.25) or i == self.max_attempts - 1
+            commit = rng.random() < (0.95 if hit else 0.25) or i == last
             text.append(f"{attempt} {'!' if commit else '?'}")
             if commit: return " ".join(text)
 

@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 
 from .evaluate import evaluate, log_evaluation, report
 from .grpo import GRPO, Batch, Rollouts, decode, encode, group_advantages, informative, sample, score, stack
-from .objective import Calibration, ReLaX, calibrate
-from .dsd import ESTIMATORS, dsd
+from .objective import Calibration, ReLaX, calibrate, response_dsd
+from .dsd import ESTIMATORS
 from .reasoner import load_reasoner
 from .record import Run, data_dir, write_atomic
 from .tasks import TASKS
@@ -163,7 +163,7 @@ class Updating(Sampling):
     @torch.no_grad()
     def watch(self, b: Batch) -> dict:
         "What every method is watched by: token entropy, and DSD by the three estimators under the run's frozen dictionary."
-        spread = {f"dsd_{e}": dsd(b.hidden, b.calibration.dictionary, b.mask, e).mean().item() for e in ESTIMATORS}
+        spread = {f"dsd_{e}": response_dsd(b.hidden, b.calibration.dictionary, b.mask, e).mean().item() for e in ESTIMATORS}
         return {"entropy": (b.entropy * b.mask).sum().item() / b.mask.sum().item(), **spread}
 
 # %% ../nbs/11_train.ipynb #cell-14

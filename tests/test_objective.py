@@ -6,7 +6,7 @@ import torch
 
 from relax.dictionary import KoopmanDictionary
 from relax.grpo import GRPO, Batch, sampled_kl
-from relax.objective import Calibration, ReLaX, adaptive_kl, calibrate, exploration_loss, over_dispersed, threshold
+from relax.objective import Calibration, ReLaX, adaptive_kl, calibrate, exploration_loss, over_dispersed, response_dsd, threshold
 
 
 def test_equation_10_by_value_and_gradient():
@@ -124,3 +124,19 @@ def test_scale_is_explicit(states):
     b = batch(states, torch.ones(8), calibration)
     raw, scaled = (ReLaX(alpha=1.0, beta=0.0, dsd_scale=s).loss(b)[1]["exploration_loss"].item() for s in ("raw", "initial"))
     assert scaled < raw < 0 and isinstance(calibration.dictionary, KoopmanDictionary)
+
+
+def test_a_response_of_one_token_is_still_and_harms_nobody(states):
+    from relax.dsd import dsd
+    hidden, mask = states
+    short = mask.clone()
+    short[2] = torch.arange(30) < 1
+    calibration = calibrate(hidden, short, n_observables=4)
+    spread = response_dsd(hidden, calibration.dictionary, short)
+    others = torch.arange(8) != 2
+    assert spread[2] == 0 and torch.allclose(spread[others], dsd(hidden[others], calibration.dictionary, short[others]))
+    loss, _ = ReLaX(alpha=1.0).loss(batch((hidden, short), torch.ones(8), calibration))
+    grad, = torch.autograd.grad(loss, hidden)
+    assert grad.isfinite().all() and (grad[2] == 0).all() and (grad[0] != 0).any()
+    assert (response_dsd(hidden, calibration.dictionary, short & (torch.arange(30) < 1)) == 0).all()
+    with pytest.raises(ValueError, match="two tokens"): calibrate(hidden, short & (torch.arange(30) < 1), n_observables=4)

@@ -22,7 +22,7 @@ def test_demonstrations_fit_and_speak_the_vocabulary(task, level):
         text = task.demonstration(p, rng)
         assert p.level == level and set((p.prompt + " " + text).split()) <= set(task.words)
         assert task.verify(p, text).outcome != "unparsable"
-        if (task.name, level) != ("countdown", 4): assert len(text.split()) <= task.max_new_tokens  # sized for attempts with three numbers
+        assert len(text.split()) < task.max_new_tokens
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda t: t.name)
