@@ -15,16 +15,17 @@ import torch
 
 from .dictionary import KoopmanDictionary
 from .dsd import dsd
-from .grpo import GRPO, Batch, masked_mean, sampled_kl
+from .grpo import GRPO, Batch, check_choice, masked_mean, sampled_kl
 
 # %% ../nbs/08_objective.ipynb #cell-5
 def exploration_loss(dsd, advantages=None) -> torch.Tensor:
     """L_xp = log(1/R sum_i exp(-DSD_i)) (eq. 10); with `advantages`, the exponent is -max(A_i, 0) DSD_i (eq. 11).
 
     dsd, advantages: (R,). Minimising it raises DSD, most where it is lowest; with advantages only on trajectories that did better
-    than their group, the others contributing the constant exp(0). Raises ValueError where R = 0 or the shapes differ.
+    than their group, the others contributing the constant exp(0). Raises ValueError where R = 0, the shapes differ, or DSD is not finite.
     """
     if dsd.ndim != 1 or len(dsd) == 0: raise ValueError(f"dsd: got shape {tuple(dsd.shape)}, accepted is (R,) with R >= 1")
+    if not dsd.isfinite().all(): raise ValueError("dsd: got NaN or Inf, accepted are finite numbers")
     if advantages is not None and advantages.shape != dsd.shape:
         raise ValueError(f"advantages: got shape {tuple(advantages.shape)}, accepted is that of dsd, {tuple(dsd.shape)}")
     weight = 1.0 if advantages is None else advantages.clamp(min=0)
@@ -33,7 +34,8 @@ def exploration_loss(dsd, advantages=None) -> torch.Tensor:
 # %% ../nbs/08_objective.ipynb #cell-11
 def over_dispersed(dsd, xi: float) -> torch.Tensor:
     "Which trajectories run too high: DSD_i > xi, (N,) bool (the set I of eq. 12). Raises ValueError where xi is not a number."
-    if not isinstance(xi, (int, float)) or math.isnan(xi): raise ValueError(f"xi: got {xi!r}, accepted is a number (a quantile is turned into one by ReLaX.calibrate)")
+    if not isinstance(xi, (int, float)) or math.isnan(xi):
+        raise ValueError(f"xi: got {xi!r}, accepted is a number (`threshold` turns a quantile into one)")
     return dsd.detach() > xi
 
 
@@ -41,17 +43,21 @@ def adaptive_kl(logp, ref_logp, mask, gate, aggregation: str = "token") -> torch
     """KL(pi || ref) on the gated trajectories only (last term of eq. 12), from samples.
 
     logp, ref_logp, mask: (N, T); gate: (N,) bool. 'token': summed over their tokens, divided by all real tokens of the batch (the
-    authors' draft code), so that a gate open on all is the uniform KL; 'sequence': mean over trajectories of the mean over tokens; 'sum': the sum over
-    trajectories as printed. Raises ValueError where shapes differ.
+    authors' draft code), so that a gate open on all is the uniform KL; 'sequence': mean over trajectories of the mean over tokens;
+    'sum': the sum over trajectories as printed. What stands at padding or in closed rows never matters.
+    Raises ValueError where shapes differ.
     """
-    if not (logp.shape == ref_logp.shape == mask.shape): raise ValueError(f"ref_logp, mask: got shapes {tuple(ref_logp.shape)}, {tuple(mask.shape)}; accepted is that of logp, {tuple(logp.shape)}")
+    if not (logp.shape == ref_logp.shape == mask.shape):
+        raise ValueError(f"ref_logp, mask: got shapes {tuple(ref_logp.shape)}, {tuple(mask.shape)}; "
+                         f"accepted is that of logp, {tuple(logp.shape)}")
     if gate.shape != logp.shape[:1]: raise ValueError(f"gate: got shape {tuple(gate.shape)}, accepted is ({len(logp)},)")
-    kl = sampled_kl(logp.masked_fill(~mask, 0), ref_logp.masked_fill(~mask, 0)) * gate[:, None]
+    shut = ~(mask & gate.bool()[:, None])  # filled before the exponential: 0 times an overflow would be NaN
+    kl = sampled_kl(logp.masked_fill(shut, 0), ref_logp.masked_fill(shut, 0))
     return kl.sum() if aggregation == "sum" else masked_mean(kl, mask, aggregation)
 
 # %% ../nbs/08_objective.ipynb #cell-14
 def response_dsd(hidden, dictionary, mask, estimator="robust") -> torch.Tensor:
-    "DSD of each response, (N,) float64; 0, without gradient, for a response of a single token: nothing moves. Shapes and errors as in `dsd`."
+    "DSD of each response, (N,) float64; 0, without gradient, for one of a single token: nothing moves. Shapes and errors as in `dsd`."
     moving = mask.sum(1) >= 2
     if moving.all(): return dsd(hidden, dictionary, mask, estimator)
     spread = torch.zeros(len(mask), dtype=torch.float64, device=hidden.device)
@@ -65,7 +71,7 @@ def threshold(xi, initial) -> float:
     if isinstance(xi, (int, float)) and not math.isnan(xi): return float(xi)
     raise ValueError(f"xi: got {xi!r}, accepted is a number or a quantile from 'q0' to 'q100'")
 
-
+# %% ../nbs/08_objective.ipynb #cell-16
 @dataclass
 class Calibration:
     "What is measured once on the initial policy: the frozen dictionary, the threshold xi and the mean DSD."
@@ -81,30 +87,38 @@ class Calibration:
     @classmethod
     def load(cls, folder):
         "Read back what `save` wrote; ValueError for anything else."
-        try: numbers = json.loads((Path(folder) / "calibration.json").read_text())
-        except (OSError, json.JSONDecodeError) as e: raise ValueError(f"folder: {folder} holds no readable calibration.json; accepted is what Calibration.save wrote") from e
-        return cls(KoopmanDictionary.from_pretrained(folder), numbers["xi"], numbers["initial_dsd"])
+        try:
+            numbers = json.loads((Path(folder) / "calibration.json").read_text())
+            xi, initial = (numbers[k] + 0.0 for k in ("xi", "initial_dsd"))  # + 0.0 refuses what is no number
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"folder: {folder} holds no readable calibration.json; accepted is what Calibration.save wrote") from e
+        return cls(KoopmanDictionary.from_pretrained(folder), xi, initial)
 
-
+# %% ../nbs/08_objective.ipynb #cell-17
 @torch.no_grad()
-def calibrate(hidden, mask, n_observables: int = 10, estimator: str = "robust", xi: float | str = "q90", generator=None) -> Calibration:
-    "Fit the dictionary on the initial policy's states (N, T, d), freeze it, and read off xi and the mean DSD (Algorithm 1, first step)."
+def calibrate(hidden, mask, n_observables: int = 10, estimator: str = "robust", xi: float | str = "q90",
+              generator=None) -> Calibration:
+    """Fit the dictionary on the initial policy's states, freeze it, and read off xi and the mean DSD (Algorithm 1, first step).
+
+    hidden: (N, T, d); mask: (N, T). xi: a number, or a quantile of the DSD measured here, 'q0' to 'q100'.
+    """
     moving = mask.sum(1) >= 2
-    if not moving.any(): raise ValueError("mask: no response of two tokens or more, accepted is at least one: there are no dynamics to learn from")
+    if not moving.any():
+        raise ValueError("mask: no response of two tokens or more, accepted is at least one: there are no dynamics to learn from")
     if not moving.all(): hidden, mask = hidden[moving], mask[moving]
     dictionary = KoopmanDictionary(hidden.shape[-1], n_observables, generator=generator).to(hidden.device)
     with torch.enable_grad(): dictionary.fit(hidden.detach(), mask, generator=generator)
     initial = dsd(hidden, dictionary, mask, estimator)
     return Calibration(dictionary, threshold(xi, initial), float(initial.mean()))
 
-# %% ../nbs/08_objective.ipynb #cell-18
+# %% ../nbs/08_objective.ipynb #cell-20
 @dataclass(frozen=True)
 class ReLaX(GRPO):
     """GRPO + alpha * exploration loss + beta * adaptive KL (eq. 12), as a value.
 
-    dsd_scale: 'initial' divides DSD by its mean on the initial
-    policy before eq. 11 (alpha then means the same for every estimator), 'raw' leaves it. freeze_over: no exploration gradient above xi, as the authors' draft code.
-    gate: 'adaptive' (KL above xi), 'all' (uniform), 'none'.
+    dsd_scale: 'initial' divides DSD by its mean on the initial policy before eq. 11, so that alpha means the same for every estimator
+    (where that mean is 0, as for constant states, DSD stays raw); 'raw' leaves it. freeze_over: no exploration gradient above xi, as in the
+    authors' draft code. gate: 'adaptive' (KL above xi), 'all' (uniform), 'none'. Raises ValueError for any other choice.
     """
     alpha: float = 0.1
     beta: float = 0.02
@@ -112,6 +126,11 @@ class ReLaX(GRPO):
     dsd_scale: str = "initial"
     freeze_over: bool = True
     gate: str = "adaptive"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("dsd_scale", self.dsd_scale, ("initial", "raw"))
+        check_choice("gate", self.gate, ("adaptive", "all", "none"))
 
     @property
     def needs_reference(self) -> bool: return self.beta > 0 and self.gate != "none"
@@ -121,7 +140,7 @@ class ReLaX(GRPO):
         raw = response_dsd(b.hidden, b.calibration.dictionary, b.mask, self.estimator)
         over = over_dispersed(raw, b.calibration.xi)
         spread = torch.where(over, raw.detach(), raw) if self.freeze_over else raw
-        if self.dsd_scale == "initial": spread = spread / b.calibration.initial_dsd
+        if self.dsd_scale == "initial" and b.calibration.initial_dsd > 0: spread = spread / b.calibration.initial_dsd
         exploration = exploration_loss(spread.to(loss.dtype), b.advantages if self.shaping else None)
         metrics |= {"exploration_loss": exploration, "over_xi": over.float().mean()}
         loss = loss + self.alpha * exploration

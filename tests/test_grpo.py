@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from relax.grpo import (GRPO, Batch, Rollouts, clipped_loss, decode, encode, group_advantages, informative, masked_mean, sample, sampled_kl, score,
-                        score_rows, stack)
+from relax.grpo import (GRPO, Batch, Rollouts, clipped_loss, decode, encode, group_advantages, informative, masked_mean, pick, positions, sample,
+                        sampled_kl, score, score_rows, stack)
 from relax.reasoner import load_reasoner
 from relax.tasks import TASKS
 
@@ -120,3 +120,38 @@ def test_uniform_kl_is_added():
     b = Batch(None, mask, logp, logp, None, None, None, torch.tensor([1.0, -1.0, 1.0, -1.0]), 2, ref_logp=logp + 0.5)
     expected = GRPO().loss(b)[0] + 0.3 * sampled_kl(logp, logp + 0.5).mean()
     assert torch.allclose(GRPO(kl=0.3).loss(b)[0], expected)
+
+
+@pytest.mark.parametrize("value, n", [(0.7, 7), (100.3, 7), (1.1, 12)])
+def test_equal_rewards_give_exact_zeros(value, n):
+    assert (group_advantages(torch.full((n,), value), n) == 0).all() and not informative(torch.full((n,), value), n).any()
+
+
+@pytest.mark.parametrize("change, named", [
+    (dict(prompt_mask=torch.tensor([[True, False]])), "prompt_mask"), (dict(prompt_mask=torch.zeros(1, 2, dtype=torch.bool)), "prompt_mask"),
+    (dict(prompt_ids=torch.zeros(1, 0, dtype=torch.long), prompt_mask=torch.zeros(1, 0, dtype=torch.bool)), "prompt_ids"),
+    (dict(prompt_mask=torch.ones(1, 3, dtype=torch.bool)), "prompt_ids"), (dict(max_new_tokens=0), "max_new_tokens"),
+    (dict(group_size=0), "group_size"), (dict(temperature=-1.0), "temperature")])
+def test_sample_names_what_is_wrong(policy, change, named):
+    good = dict(prompt_ids=torch.tensor([[5, 6]]), prompt_mask=torch.ones(1, 2, dtype=torch.bool), max_new_tokens=3, eos=1, pad=0)
+    with pytest.raises(ValueError, match=f"^{named}"): sample(policy[0], **good | change)
+
+
+def test_cache_and_naive_reading_draw_the_same_tokens(policy, rollouts):
+    model, tok = policy
+    ids, mask, done = rollouts.prompt_ids, rollouts.prompt_mask, torch.zeros(8, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _ in range(rollouts.ids.shape[1]):
+            logits = model(ids, attention_mask=mask.long(), position_ids=positions(mask)).logits[:, -1]
+            token = torch.full((8,), tok.pad_token_id)
+            token[~done] = pick(logits[~done], 1.0, generator)[0]
+            ids, mask = torch.cat([ids, token[:, None]], 1), torch.cat([mask, ~done[:, None]], 1)
+            done = done | (token == tok.eos_token_id)
+    assert torch.equal(ids[:, rollouts.prompt_ids.shape[1]:], rollouts.ids)
+
+
+def test_informative_and_choices_name_what_is_wrong():
+    with pytest.raises(ValueError, match="rewards"): informative(torch.tensor([1.0, 0.0, 1.0]), 2)
+    for wrong in ("scale", "aggregation"):
+        with pytest.raises(ValueError, match=f"{wrong}: got 'x'"): GRPO(**{wrong: "x"})

@@ -126,6 +126,34 @@ def test_scale_is_explicit(states):
     assert scaled < raw < 0 and isinstance(calibration.dictionary, KoopmanDictionary)
 
 
+def test_closed_rows_never_matter():
+    logp = torch.tensor([[-1.0, -1.0], [-200.0, -1.0], [float("nan"), -1.0]], requires_grad=True)
+    kl = adaptive_kl(logp, torch.full((3, 2), -0.5), torch.ones(3, 2, dtype=torch.bool), torch.tensor([True, False, False]))
+    grad, = torch.autograd.grad(kl, logp)
+    assert kl.isfinite() and kl > 0 and grad.isfinite().all() and (grad[1:] == 0).all() and (grad[0] != 0).all()
+
+
+def test_states_that_never_moved_calibrate_to_a_finite_loss():
+    constant, mask = torch.zeros(8, 12, 5), torch.ones(8, 12, dtype=torch.bool)
+    calibration = calibrate(constant, mask, n_observables=3, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(8, 12, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    loss, _ = ReLaX(freeze_over=False).loss(batch((hidden, mask), torch.tensor([1.0, -1.0] * 4), calibration))
+    assert calibration.initial_dsd == 0 and loss.isfinite() and torch.autograd.grad(loss, hidden)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"xi": "a", "initial_dsd": 1}', '{"xi": 1, "initial_dsd": null}', "\xff"])
+def test_a_foreign_calibration_is_refused(states, tmp_path, text):
+    calibrate(*states, n_observables=4).save(tmp_path)
+    (tmp_path / "calibration.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="^folder"): Calibration.load(tmp_path)
+
+
+def test_unknown_choices_and_numbers_that_are_none_are_named():
+    for wrong in ("gate", "dsd_scale", "aggregation"):
+        with pytest.raises(ValueError, match=f"{wrong}: got 'x'"): ReLaX(**{wrong: "x"})
+    with pytest.raises(ValueError, match="^dsd"): exploration_loss(torch.tensor([1.0, float("inf")]), torch.tensor([1.0, -1.0]))
+
+
 def test_a_response_of_one_token_is_still_and_harms_nobody(states):
     from relax.dsd import dsd
     hidden, mask = states
