@@ -97,7 +97,7 @@ RECIPES = {
 
 
 def make_reasoner(name: str, folder: Path) -> dict:
-    "Train a reasoner by its recipe into `folder`/`name`: weights, tokenizer, training.json. Six to twenty minutes on one thread."
+    "Train a reasoner by its recipe into `folder`/`name`: weights, tokenizer, training.json, which says how long it took."
     recipe, start = dict(RECIPES[name]), time.perf_counter()
     task, size = TASKS[recipe.pop("task")], recipe.pop("size")
     model, tokenizer = new_reasoner(task, size)

@@ -162,7 +162,7 @@ def fingerprint(run: Run) -> str:
 
 
 def save_figure(fig, slug: str, values: dict, runs: list[Run], paper: str, notebook: str, folder: Path | None = None):
-    """Write figures/<slug>.svg, .png and .json. The JSON says which part of the paper it answers to, which notebook drew it, from which runs, and the plotted values.
+    """Write figures/<slug>.svg, .png and .json, which says what part of the paper it answers to, from which runs and notebook, and the values.
 
     No clock and no commit goes in, so that drawing the same runs again gives the same bytes.
     """
@@ -177,7 +177,7 @@ def save_figure(fig, slug: str, values: dict, runs: list[Run], paper: str, noteb
 
 # %% ../nbs/13_record.ipynb #cell-24
 def readme(notebook: Path) -> str:
-    "The index notebook as Markdown: prose as it stands, code fenced unless its cell says `#| echo: false`, text outputs below, picture paths as seen from the top folder."
+    "The index notebook as Markdown: prose, code (unless `#| echo: false`), text outputs; paths as seen from the top folder."
     parts = []
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])

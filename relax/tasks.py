@@ -56,10 +56,11 @@ class Task:
         if split not in ("train", "heldout"): raise ValueError(f"split: got {split!r}, accepted are 'train' and 'heldout'")
         if level is not None and level not in self.levels: raise ValueError(f"level: got {level!r}, {self.name} has {self.levels}")
         rng, found = random.Random(f"{self.name}/{split}/{seed}"), []
-        while len(found) < n:
+        for _ in range(1000 + 1000 * n):
+            if len(found) == n: return found
             p = self.draw(level, rng)
             if is_heldout(self.key(p)) == (split == "heldout"): found.append(p)
-        return found
+        raise ValueError(f"n: got {n}, but {self.name} gave only {len(found)} problems of split {split!r}; accepted is fewer")
 
     def reward(self, problem: Problem, response: str) -> float:
         "1.0 for a correct response, else 0.0: the verifiable reward of RLVR."

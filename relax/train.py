@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'make_method', 'option', 'TrainConfig', 'Sampling', 'Updating', 'Checkpointing', 'Trainer', 'StopRequest',
-           'run_name', 'train', 'train_all', 'start_worker', 'worker', 'latest_reward', 'steps_done', 'parse', 'main']
+           'run_name', 'train', 'train_all', 'joined', 'start_worker', 'worker', 'latest_reward', 'steps_done', 'parse',
+           'main']
 
 # %% ../nbs/11_train.ipynb #cell-3
 import argparse
@@ -16,6 +17,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -82,7 +84,8 @@ class TrainConfig:
         method = make_method(self.method, self.method_options)
         longest = self.max_new_tokens or TASKS[self.task].max_new_tokens
         if method.n_observables * 2 > longest:
-            raise ValueError(f"n_observables: got {method.n_observables} for responses of at most {longest} tokens; accepted is at most half of that, better a fifth")
+            raise ValueError(f"n_observables: got {method.n_observables} for responses of at most {longest} tokens; "
+                             "accepted is at most half of that, better a fifth")
 
 # %% ../nbs/11_train.ipynb #cell-10
 class Sampling:
@@ -194,20 +197,29 @@ class Checkpointing(Updating):
         try:
             state, tensors = json.loads((newest / "state.json").read_text()), load_file(newest / "optimizer.safetensors")
             weights = load_file(newest / "model.safetensors")
-        except (OSError, ValueError, SafetensorError) as e:
-            raise ValueError(f"folder: {newest} is not a checkpoint of relax ({e}); accepted is what Trainer.save wrote. Delete it to go on from the one before, or from the start") from e
-        if state["config"] != asdict(self.config): raise ValueError(f"folder: {newest} belongs to another configuration, {state['config']}; accepted is {asdict(self.config)}")
-        self.model.load_state_dict(weights, strict=False)
-        self.model.tie_weights()
-        self.step, self.calibration = state["step"], Calibration.load(newest) if (newest / "calibration.json").exists() else None
+            step, config = state["step"], state["config"]
+            self.load_weights(weights)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
+            raise ValueError(f"folder: {newest} is not a checkpoint of relax ({e}); accepted is what Trainer.save wrote. "
+                             "Delete it to start again") from e
+        if config != asdict(self.config):
+            raise ValueError(f"folder: {newest} belongs to another configuration, {config}; accepted is {asdict(self.config)}")
+        self.step, self.calibration = step, Calibration.load(newest) if (newest / "calibration.json").exists() else None
         entries = {}
         for key, tensor in tensors.items(): entries.setdefault(int(key.split(".")[0]), {})[key.split(".")[1]] = tensor
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": entries})
         return True
 
+    def load_weights(self, weights: dict):
+        "Every weight, or KeyError: only tied ones, which share another's memory, may be missing from a file."
+        missing, foreign = self.model.load_state_dict(weights, strict=False)
+        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
+        if foreign or set(missing) - tied: raise KeyError(f"weights missing {sorted(set(missing) - tied)}, foreign {foreign}")
+        self.model.tie_weights()
+
 # %% ../nbs/11_train.ipynb #cell-15
 class Trainer(Checkpointing):
-    "Model, optimizer, method and checkpoints, and one method per stage of a step. Randomness comes from (seed, step) alone, so that a resumed run needs no generator state."
+    "Model, optimizer, method, checkpoints; a method per stage of a step. Randomness comes from (seed, step) alone: resuming needs no generator."
 
     def train_step(self) -> tuple[dict, dict]:
         "Sample, judge, update: one row of metrics and one of timing."
@@ -272,7 +284,8 @@ def train(config: TrainConfig, run_id: str | None = None, resume: bool = False, 
     run_id, trainer = run_id or run_name(config), Trainer(config)
     exists = (Path(root or data_dir() / "runs") / run_id / "config.json").exists()
     run = Run(run_id, root) if resume and exists else Run.create(run_id, asdict(config), root)
-    if run.config != asdict(config): raise ValueError(f"config: run {run_id} was started with another one, {run.config}; accepted is that one, or another run_id")
+    if run.config != asdict(config):
+        raise ValueError(f"config: run {run_id} was started with another one, {run.config}; accepted is that one, or another run_id")
     trainer.load(run.folder / "checkpoint")
     run.truncate(trainer.step)
     trainer.fit(run, progress)
@@ -286,7 +299,7 @@ def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, prog
     """
     waiting, working = [i for i in configs if steps_done(i, root) < configs[i].steps or not Run(i, root).rows("evals")], []
     total = sum(c.steps for c in configs.values())
-    with tqdm(total=total, desc="training", unit="step", disable=not progress) as bar:
+    with tqdm(total=total, desc="training", unit="step", disable=not progress) as bar, joined(working):
         while waiting or working:
             while waiting and len(working) < workers: working.append(start_worker(waiting.pop(0), configs, root))
             time.sleep(1.0)
@@ -296,6 +309,14 @@ def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, prog
                 working.remove(process)
                 if process.exitcode: raise RuntimeError(f"run {process.name} ended with exit code {process.exitcode}; its message stands above")
     return [Run(i, root) for i in configs]
+
+
+@contextmanager
+def joined(working: list):
+    "However the block ends, by Ctrl-C too: leave no worker behind. Each has got the same Ctrl-C and ends after its step."
+    try: yield
+    finally:
+        for process in working: process.join()
 
 
 def start_worker(run_id: str, configs: dict, root):
@@ -326,7 +347,7 @@ def parse(arguments=None) -> tuple[TrainConfig, argparse.Namespace]:
     from transformers import HfArgumentParser
     parser = HfArgumentParser(TrainConfig, prog="relax_train", description="Train a language model by GRPO, ReLaX or a control on a verifiable task.")
     parser.add_argument("--run_id", help="folder under data/runs; by default made from model, method and seed")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was cut off")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was cut off; with --run_id alone, its own configuration is used")
     return parser.parse_args_into_dataclasses(arguments)
 
 
@@ -335,6 +356,7 @@ def main(arguments=None):
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     try:
         config, extra = parse(arguments)
+        if extra.resume and extra.run_id and config == TrainConfig(): config = TrainConfig(**Run(extra.run_id).config)
         run = train(config, extra.run_id, extra.resume)
     except ValueError as error: raise SystemExit(f"relax_train: {error}")
     if run.rows("evals"): print(report(run))

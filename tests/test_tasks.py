@@ -5,7 +5,7 @@ from itertools import permutations, product
 
 import pytest
 
-from relax.tasks import TASKS, Countdown, ReasoningGym, Waypoints, is_heldout, solutions
+from relax.tasks import TASKS, Countdown, ReasoningGym, Waypoints, combine, is_heldout, show, solutions
 
 TASK_LEVELS = [(t, k) for t in TASKS.values() for k in t.levels]
 GOOD = "3 * 9 = 27 , 27 - 7 = 20"
@@ -86,6 +86,36 @@ def test_equal_solutions_share_an_answer():
     c = Countdown(); p = c.problem((3, 7, 9), 19)
     answers = {c.verify(p, r).answer for r in ("3 + 7 = 10 , 10 + 9 = 19 !", "9 + 7 = 16 , 3 + 16 = 19 !", "9 + 3 = 12 , 7 + 12 = 19 !")}
     assert len(answers) == 1 and None not in answers
+
+
+def test_names_of_expressions_forget_order_and_brackets_only():
+    assert combine("+", 1, combine("+", 2, 3)) == combine("+", combine("+", 3, 1), 2) != combine("+", 1, combine("*", 2, 3))
+    assert combine("-", 5, combine("-", 3, 2)) == combine("+", combine("-", 5, 3), 2) and show(combine("-", 5, 3)) == "(5-3)"
+
+
+def test_a_walk_by_hand():
+    w = Waypoints()
+    p = w.problem((2, 3, 5), 10, (15, 13), (12,))
+    good = "to 15 > 5 + 5 15 = to 13 < 2 - 2 13 = !"
+    assert w.verify(p, good).answer == "+5 -2"
+    through_the_wall = "to 15 > 5 + 2 12 > 3 + 3 15 = to 13 < 2 - 2 13 = !"
+    for bad in (good.replace("+ 5 15", "+ 4 15"), good.replace("to 13", "to 12"), good[:-2] + " + 2 15 !", through_the_wall):
+        assert w.verify(p, bad).outcome == "wrong"
+
+
+def test_too_many_moves_are_refused():
+    walk = "to 15 > 5 + 2 12 > 3 + 3 15 = !"
+    for limit, good in ((2, True), (1, False)):
+        w = Waypoints(max_moves=limit)
+        assert w.verify(w.problem((2, 3, 5), 10, (15,), ()), walk).correct == good
+
+
+def test_a_dataset_too_small_for_the_split_says_so():
+    class One(Countdown):
+        def draw(self, level, rng): return self.problem((3, 7, 9), 20)
+    side = "heldout" if is_heldout(Countdown().key(One().problem((3, 7, 9), 20))) else "train"
+    assert len(One().problems(2, side)) == 2
+    with pytest.raises(ValueError, match="gave only 0"): One().problems(2, {"train": "heldout", "heldout": "train"}[side])
 
 
 def walks(w, p, limit):

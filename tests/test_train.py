@@ -1,5 +1,6 @@
 "Runs: reproducible, killed and resumed to the same bits, refused when they would overwrite or mix."
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,12 +8,14 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from relax.demo import results, verdict
+from relax.demo import findings, results, verdict
 from relax.evaluate import evaluate_model, from_counts, report
-from relax.record import Run
+from relax.record import Run, data_dir
 from relax.train import METHODS, StopRequest, TrainConfig, Trainer, main, make_method, parse, steps_done, train
 
+REASONERS = data_dir() / "reasoner"
 SMALL = dict(prompts=2, group_size=4, steps=6, checkpoint_every=2, eval_problems=3, eval_samples=4)
 
 
@@ -87,6 +90,54 @@ def test_corrupt_checkpoint_is_refused(tmp_path, broken):
     ({"method_options": {"alhpa": 1}}, "alhpa"), ({"method_options": {"n_observables": 50}}, "n_observables"), ({"level": 9}, "level")])
 def test_wrong_configuration_names_the_argument(change, named):
     with pytest.raises(ValueError, match=named): TrainConfig(**SMALL | change)
+
+
+def test_foreign_weights_are_refused(tmp_path):
+    config = TrainConfig(**SMALL | {"steps": 1})
+    run = train(config, "run", root=tmp_path, progress=False)
+    path = run.folder / "checkpoint/step-000001/model.safetensors"
+    weights = load_file(path)
+    for other in ({k: v for k, v in weights.items() if "layers.2" not in k}, weights | {"more": torch.zeros(1)},
+                  weights | {"model.norm.weight": torch.zeros(7)}):
+        save_file(other, path)
+        with pytest.raises(ValueError, match="not a checkpoint of relax"): train(config, "run", resume=True, root=tmp_path, progress=False)
+
+
+def test_resume_by_id_alone_takes_the_configuration_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("RELAX_DATA", str(tmp_path))
+    (tmp_path / "reasoner").symlink_to(REASONERS)
+    config = TrainConfig(**SMALL | {"steps": 2}, method="uniform_kl", seed=5)
+    whole = bytes_of(train(config, "run", progress=False), ("metrics.csv", "evals.csv"))
+    run = Run("run")
+    run.truncate(1)
+    shutil.rmtree(run.folder / "checkpoint")
+    main(["--resume", "--run_id", "run"])
+    assert bytes_of(Run("run"), ("metrics.csv", "evals.csv")) == whole
+
+
+PAIR = """
+import sys
+from relax.train import TrainConfig, train_all
+if __name__ == "__main__":
+    train_all({i: TrainConfig(**%r, seed=n) for n, i in enumerate("ab")}, root=%r, progress=False)
+"""
+
+
+def test_interrupting_many_runs_leaves_all_resumable(tmp_path):
+    options = SMALL | {"steps": 30, "eval_problems": 2}
+    script = tmp_path / "pair.py"
+    script.write_text(PAIR % (options, str(tmp_path)))
+    process = subprocess.Popen([sys.executable, script], start_new_session=True, stderr=subprocess.DEVNULL)
+    while process.poll() is None and min(steps_done(i, tmp_path) for i in "ab") < 2: time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) != 0
+    done = [steps_done(i, tmp_path) for i in "ab"]
+    assert all(2 <= n < 30 and (tmp_path / i / f"checkpoint/step-{n:06d}").exists() for n, i in zip(done, "ab"))
+
+
+def test_findings_need_seeds(tmp_path):
+    runs = [fake_run(tmp_path, m, [3] * 5) for m in ("base", "grpo", "uniform_kl", "relax")]
+    with pytest.raises(ValueError, match="one seed"): findings(runs)
 
 
 def test_methods_are_values():
