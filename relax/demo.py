@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPARED', 'STEPS', 'KS', 'PANELS', 'demo_configs', 'recorded_runs', 'scores', 'by_method', 'curve', 'draw',
-           'draw_pass_at_k', 'caption', 'results', 'verdict', 'status', 'last_over_first', 'findings', 'measured',
-           'main', 'show']
+           'draw_pass_at_k', 'caption', 'results', 'verdict', 'last_over_first', 'findings', 'measured', 'main', 'show']
 
 # %% ../nbs/demo.ipynb #cell-3
 import argparse
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .evaluate import bootstrap_ci, evaluate_model, from_counts, paired_difference, pass_at_k_per_problem
-from .record import COLORS, LABELS, LINES, Run, data_dir, save_figure, style
+from .record import COLORS, LABELS, LINES, Run, claim_status, data_dir, save_figure, style
 from .train import TrainConfig, train_all
 
 # %% ../nbs/demo.ipynb #cell-5
@@ -117,11 +116,6 @@ def verdict(runs: list[Run], k: int = 8) -> str:
     return f"At pass@{k} on held-out problems ReLaX {said[0]} and {said[1]}.{doubt}"
 
 # %% ../nbs/demo.ipynb #cell-17
-def status(low: float, high: float) -> str:
-    "What an interval says of a claim that the difference is positive."
-    return "direction holds at smaller scale" if low > 0 else "disagrees" if high < 0 else "inconclusive"
-
-
 def last_over_first(run: Run, column: str, window: int = 10) -> float:
     "A column's mean over the last `window` steps, relative to its first `window`, as a change: 0 is no change."
     table = run.table("metrics")[column]
@@ -145,7 +139,7 @@ def findings(runs: list[Run]) -> dict[str, tuple[str, str]]:
 def measured(what: str, sign: int, a, b) -> tuple[str, str]:
     "One finding in words, with its 95 % interval, and its status; `sign` is the direction that the paper claims."
     value, low, high = (float(a.mean()), *bootstrap_ci(a)) if b is None else paired_difference(a, b)
-    return f"{what}: {value:+.3f} [{low:+.3f}, {high:+.3f}]", status(*sorted((sign * low, sign * high)))
+    return f"{what}: {value:+.3f} [{low:+.3f}, {high:+.3f}]", claim_status(value, (low, high), sign)
 
 # %% ../nbs/demo.ipynb #cell-20
 def main(arguments=None):
