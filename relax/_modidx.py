@@ -465,5 +465,6 @@ d = { 'settings': { 'branch': 'main',
                            'relax.trl.number_or_text': ('trl.html#number_or_text', 'relax/trl.py'),
                            'relax.trl.refuse': ('trl.html#refuse', 'relax/trl.py'),
                            'relax.trl.refuse_more': ('trl.html#refuse_more', 'relax/trl.py'),
+                           'relax.trl.rehearse': ('trl.html#rehearse', 'relax/trl.py'),
                            'relax.trl.shuffled': ('trl.html#shuffled', 'relax/trl.py'),
                            'relax.trl.take': ('trl.html#take', 'relax/trl.py')}}}
