@@ -6,8 +6,9 @@
 __all__ = ['COLORS', 'LINES', 'LABELS', 'ROUNDING', 'MISSING', 'STATUSES', 'data_dir', 'style', 'notebook_cost', 'hardware',
            'cpu_name', 'environment', 'git_commit', 'write_atomic', 'RunTables', 'Run', 'fingerprint', 'provenance',
            'save_figure', 'markdown_table', 'save_table', 'paper_table', 'paper_grid', 'recomputed_averages',
-           'finished_runs', 'arm', 'evaluations', 'suite_scores', 'suite_table', 'claim_status', 'expected_range',
-           'readme', 'output_text', 'write_readme', 'claims_table', 'notebook_table', 'bench_table', 'measure_costs']
+           'finished_runs', 'main_runs', 'arm', 'evaluations', 'suite_scores', 'suite_table', 'claim_status',
+           'expected_range', 'readme', 'output_text', 'write_readme', 'claims_table', 'notebook_table', 'bench_table',
+           'measure_costs']
 
 # %% ../nbs/13_record.ipynb #cell-2
 import csv
@@ -189,7 +190,7 @@ def save_figure(fig, slug: str, values: dict, runs: list[Run], paper: str, noteb
 # %% ../nbs/13_record.ipynb #cell-24
 def markdown_table(frame: pd.DataFrame) -> str:
     "A data frame as a Markdown table, the index as first column, its name as the first heading."
-    cells = [[frame.index.name or "", *frame.columns], ["---"] * (1 + frame.shape[1]), *([i, *row] for i, row in zip(frame.index, frame.values))]
+    cells = [[frame.index.name or "", *frame.columns], ["---"] * (1 + frame.shape[1]), *frame.itertuples(name=None)]
     return "\n".join("| " + " | ".join(str(c).replace("|", r"\|") for c in row) + " |" for row in cells)
 
 
@@ -257,6 +258,11 @@ def finished_runs(pattern: str = "*", root: Path | None = None) -> list[Run]:
     "The evaluated runs under data/runs whose name fits the pattern, by name; the live ones of `make demo` are left out."
     folders = sorted(p.parent for p in Path(root or data_dir() / "runs").glob(f"{pattern}/evals.csv"))
     return [Run(p.name, p.parent) for p in folders if not p.name.startswith("demo-")]
+
+
+def main_runs(models: str, arms, root: Path | None = None) -> list[Run]:
+    "The finished runs of the main comparison, named model-method-sN (the base model's: model-base-t1-sN), of the models that fit the pattern; none that changed an option."
+    return [r for a in arms for r in finished_runs(f"{models}-{'base-t1' if a == 'base' else a}-s[0-9]*", root)]
 
 
 def arm(run: Run) -> str:
