@@ -49,19 +49,19 @@ def bench_dsd(record):
     record("dsd_projection_large", ratio(fast, projection, 3), "<= 2.5", lambda r: r <= 2.5, "batched DSD / projection alone, forward + backward (16 x 512 x 1536, m = 50)")
 
 # %% ../nbs/bench.ipynb #cell-10
-def updates(trainer, r, rewards, method):
+def updates(trainer, r, method):
     "One optimizer step by `method` on rollouts r, as a function."
     def run():
-        loss, _ = method.loss(trainer.batch(r, rewards, None))
+        loss, _ = method.loss(trainer.batch(r))
         trainer.descend(loss)
     return run
 
 
 def bench_step(record):
     trainer = Trainer(TrainConfig())
-    r, rewards, _ = trainer.collect()
+    r, _ = trainer.collect()
     trainer.calibrate(r)
-    relax, grpo = (updates(trainer, r, rewards, make_method(*m)) for m in (("relax", {"beta": 0.0}), ("grpo",)))
+    relax, grpo = (updates(trainer, r, make_method(*m)) for m in (("relax", {"beta": 0.0}), ("grpo",)))
     record("relax_update", ratio(relax, grpo), "<= 1.10", lambda x: x <= 1.10, "update of ReLaX / update of GRPO, without reference pass (demo, m = 10)")
     with torch.no_grad(): hidden = score(trainer.model, r)[2]
     fit, step = lambda: calibrate(hidden, r.mask), lambda: (trainer.collect(), grpo(), grpo())

@@ -26,16 +26,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from .baselines import BASELINES
 from .evaluate import evaluate, log_evaluation, report
 from .grpo import GRPO, Batch, Rollouts, decode, encode, group_advantages, informative, sample, score, stack
-from .objective import Calibration, ReLaX, calibrate, response_dsd
-from .dsd import ESTIMATORS
+from .objective import Calibration, ReLaX, calibrate
+from .probe import probe, readouts
 from .reasoner import load_reasoner
 from .record import Run, data_dir, write_atomic
 from .tasks import TASKS
 
 # %% ../nbs/11_train.ipynb #cell-5
-METHODS = {"grpo": GRPO(), "uniform_kl": GRPO(kl=0.02), "relax": ReLaX()}
+METHODS = {"grpo": GRPO(), "uniform_kl": GRPO(kl=0.02), "relax": ReLaX(), **BASELINES}
 
 
 def make_method(name: str, options: dict | None = None) -> GRPO:
@@ -55,7 +56,7 @@ class TrainConfig:
     "Everything that a run depends on; written to its config.json."
     task: str = option("countdown", "verifiable task: countdown or waypoints")
     model: str = option("countdown-small", "a shipped reasoner, a local folder or a hub id")
-    method: str = option("grpo", "grpo, uniform_kl or relax")
+    method: str = option("grpo", "grpo, uniform_kl, relax or one of relax.baselines.BASELINES")
     method_options: dict | str | None = option(None, "fields of the method to change, as JSON: '{\"alpha\": 0.3}'")
     steps: int = option(120, "training steps, each one sampling and `mini_batches` updates")
     seed: int = option(0, "decides prompts, samples and dictionary")
@@ -70,8 +71,9 @@ class TrainConfig:
     temperature: float = option(1.0, "sampling temperature")
     max_new_tokens: int | None = option(None, "longest response; by default what the task needs")
     checkpoint_every: int = option(20, "steps between checkpoints")
+    probe_every: int = option(20, "steps between latent probes; 0 never probes")
     eval_every: int = option(0, "steps between evaluations; 0 evaluates at the end only")
-    eval_problems: int = option(128, "held-out problems in an evaluation")
+    eval_problems: int = option(192, "held-out problems in an evaluation")
     eval_samples: int = option(32, "responses to each of them")
 
     def __post_init__(self):
@@ -98,58 +100,71 @@ class Sampling:
         self.reference = load_reasoner(config.model, device)[0].eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0)
         self.calibration = None
+        self.limit = config.max_new_tokens or self.task.max_new_tokens
 
     def generator(self, *key) -> torch.Generator:
         seed = random.Random(repr((self.config.seed, *key))).getrandbits(62)
         return torch.Generator(self.model.device).manual_seed(seed)
 
     def sample(self, problems: list, generator) -> tuple[Rollouts, list]:
-        "A group of responses to each problem, and their verdicts."
+        "A group of responses to each problem, judged, and their verdicts."
         c = self.config
         ids, mask = (x.to(self.model.device) for x in encode(self.tokenizer, [p.prompt for p in problems]))
-        r = sample(self.model, ids, mask, c.max_new_tokens or self.task.max_new_tokens, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id,
-                   c.group_size, c.temperature, generator)
+        r = sample(self.model, ids, mask, self.limit, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id, c.group_size, c.temperature, generator)
         asked = [p for p in problems for _ in range(c.group_size)]
-        return r, [self.task.verify(p, text) for p, text in zip(asked, decode(self.tokenizer, r))]
+        verdicts = [self.task.verify(p, text) for p, text in zip(asked, decode(self.tokenizer, r))]
+        number = {answer: i for i, answer in enumerate(dict.fromkeys(v.answer for v in verdicts if v.correct))}
+        r.rewards = torch.tensor([float(v.correct) for v in verdicts], device=r.ids.device)
+        r.keys = torch.tensor([number[v.answer] if v.correct else -1 for v in verdicts], device=r.ids.device)
+        return r, verdicts
 
-    def collect(self) -> tuple[Rollouts | None, torch.Tensor | None, dict]:
-        "Rollouts of one step with their rewards; under dynamic sampling only informative groups, refilled at most `max_refills` times."
+    def collect(self) -> tuple[Rollouts | None, dict]:
+        "Judged rollouts of one step; under dynamic sampling only informative groups, refilled at most `max_refills` times."
         c, kept, seen, missing = self.config, [], [], self.config.prompts
         for attempt in range(1 + (c.max_refills if self.method.dynamic_sampling else 0)):
             problems = self.task.problems(missing, level=c.level, seed=f"{c.seed}/{self.step}/{attempt}")
             r, verdicts = self.sample(problems, self.generator(self.step, attempt))
-            rewards = torch.tensor([float(v.correct) for v in verdicts])
-            seen.append((rewards, r.mask.sum(1).float(), torch.tensor([float(v.outcome == "unparsable") for v in verdicts])))
-            keep = informative(rewards, c.group_size) if self.method.dynamic_sampling else torch.ones(len(rewards), dtype=torch.bool)
-            if keep.any(): kept.append((r[keep], rewards[keep]))
+            unparsable = torch.tensor([float(v.outcome == "unparsable") for v in verdicts])
+            seen.append((r.rewards, r.mask.sum(1).float(), unparsable))
+            keep = informative(r.rewards, c.group_size) if self.method.dynamic_sampling else torch.ones_like(r.mask[:, 0])
+            if keep.any(): kept.append(r[keep])
             missing -= int(keep.sum()) // c.group_size
             if missing == 0: break
         reward, length, unparsable = (float(torch.cat(x).mean()) for x in zip(*seen))
-        stats = {"reward": reward, "length": length, "unparsable": unparsable, "groups": c.prompts - missing}
-        return (stack([r for r, _ in kept]), torch.cat([w for _, w in kept]), stats) if kept else (None, None, stats)
+        return stack(kept) if kept else None, {"reward": reward, "length": length, "unparsable": unparsable, "groups": c.prompts - missing}
 
 # %% ../nbs/11_train.ipynb #cell-12
 class Updating(Sampling):
     "The second part of a trainer: dictionary, loss and optimizer step."
 
     def calibrate(self, r: Rollouts):
-        "Algorithm 1, first step only: dictionary, xi and scale from the initial policy."
+        "Algorithm 1: dictionary, xi and scale from the policy as it is, once at the first step unless the method asks for more."
         with torch.no_grad(): (_, _, hidden), m = score(self.model, r, self.config.temperature), self.method
-        self.calibration = calibrate(hidden, r.mask, m.n_observables, m.estimator, m.xi, self.generator("dictionary"))
+        self.calibration = calibrate(hidden, r.mask, m.n_observables, m.estimator, m.xi, self.generator("dictionary", self.step),
+                                     m.objective, m.fit_tokens, m.activation, m.dsd_tokens)
 
-    def batch(self, r: Rollouts, rewards, ref_logp) -> Batch:
-        logp, entropy, hidden = score(self.model, r, self.config.temperature)
-        advantages = group_advantages(rewards, self.config.group_size, self.method.scale)
-        return Batch(r.ids, r.mask, logp, r.logp, entropy, hidden, rewards, advantages.to(logp), self.config.group_size, ref_logp, self.calibration)
+    def calibrate_when_due(self, r: Rollouts):
+        if self.calibration is None or (self.method.refresh and self.step % self.method.refresh == 0): self.calibrate(r)
 
-    def update(self, r: Rollouts, rewards) -> dict:
+    @torch.no_grad()
+    def refer(self, r: Rollouts) -> dict:
+        "What the initial policy says of these tokens, as far as the method asks for it."
+        if not (self.method.needs_reference or self.method.needs_reference_hidden): return {}
+        logp, _, hidden = score(self.reference, r, self.config.temperature)
+        return {"ref_logp": logp, "ref_hidden": hidden}
+
+    def batch(self, r: Rollouts, **reference) -> Batch:
+        c, (logp, entropy, hidden) = self.config, score(self.model, r, self.config.temperature)
+        rewards = self.method.shape_rewards(r.rewards, r.mask, self.limit)
+        advantages = group_advantages(rewards, c.group_size, self.method.scale).to(logp)
+        return Batch(r.ids, r.mask, logp, r.logp, entropy, hidden, r.rewards, advantages, c.group_size, calibration=self.calibration,
+                     keys=r.keys, limit=self.limit, **reference)
+
+    def update(self, r: Rollouts) -> dict:
         "Two (`mini_batches`) optimizer steps on whole groups; returns the mean of what they logged."
         groups, logged = torch.arange(len(r)).view(-1, self.config.group_size), []
-        for rows in (g.flatten() for g in groups.chunk(self.config.mini_batches)):
-            part, ref_logp = r[rows], None
-            if self.method.needs_reference:
-                with torch.no_grad(): ref_logp = score(self.reference, part, self.config.temperature)[0]
-            b = self.batch(part, rewards[rows], ref_logp)
+        for part in (r[g.flatten()] for g in groups.chunk(self.config.mini_batches)):
+            b = self.batch(part, **self.refer(part))
             loss, metrics = self.method.loss(b)
             logged.append(self.watch(b) | {k: v.detach().item() for k, v in metrics.items()} | {"loss": loss.detach().item(), "grad_norm": self.descend(loss)})
         return {k: sum(m[k] for m in logged) / len(logged) for k in logged[0]}
@@ -165,9 +180,16 @@ class Updating(Sampling):
 
     @torch.no_grad()
     def watch(self, b: Batch) -> dict:
-        "What every method is watched by: token entropy, and DSD by the three estimators under the run's frozen dictionary."
-        spread = {f"dsd_{e}": response_dsd(b.hidden, b.calibration.dictionary, b.mask, e).mean().item() for e in ESTIMATORS}
-        return {"entropy": (b.entropy * b.mask).sum().item() / b.mask.sum().item(), **spread}
+        "What every method is watched by: token entropy, and the latent readouts of `relax.probe` under the run's dictionary."
+        return {"entropy": (b.entropy * b.mask).sum().item() / b.mask.sum().item(), **readouts(b.hidden, b.mask, b.calibration)}
+
+    def probe_due(self) -> bool:
+        every = self.config.probe_every
+        return bool(every) and (self.step % every == 0 or self.step == self.config.steps - 1)
+
+    def probe(self, r: Rollouts) -> dict:
+        "Has the text changed, or only the states? See `relax.probe.probe`."
+        return {"step": self.step + 1} | probe(self.model, self.reference, r, self.calibration, self.method, self.generator("probe", self.step))
 
 # %% ../nbs/11_train.ipynb #cell-14
 def load_weights(model, weights: dict):
@@ -222,17 +244,21 @@ class Checkpointing(Updating):
 class Trainer(Checkpointing):
     "Model, optimizer, method, checkpoints; a method per stage of a step. Randomness comes from (seed, step) alone: resuming needs no generator."
 
-    def train_step(self) -> tuple[dict, dict]:
-        "Sample, judge, update: one row of metrics and one of timing."
-        start = time.perf_counter()
-        r, rewards, stats = self.collect()
-        sampled = time.perf_counter()
+    def train_step(self) -> dict[str, dict]:
+        "Sample, judge, update: a row each for the tables metrics and timing, and for probe when one is due (before the update)."
+        start, due = time.perf_counter(), self.probe_due()
+        r, stats = self.collect()
+        sampled, rows = time.perf_counter(), {}
         if r is not None:
-            if self.calibration is None: self.calibrate(r)
-            stats |= self.update(r, rewards)
+            self.calibrate_when_due(r)
+            calibrated = time.perf_counter()
+            if due: rows["probe"] = self.probe(r)
+            probed = time.perf_counter()
+            stats |= self.update(r)
         self.step += 1
-        timing = {"step": self.step, "sample_seconds": sampled - start, "update_seconds": time.perf_counter() - sampled}
-        return {"step": self.step, **stats}, timing
+        spent = {"sample_seconds": sampled - start}
+        if r is not None: spent |= {"calibrate_seconds": calibrated - sampled, "update_seconds": time.perf_counter() - probed}
+        return {"metrics": {"step": self.step, **stats}, "timing": {"step": self.step, **spent}, **rows}
 
     def evaluate(self, run: Run):
         "Held-out problems, the same for every method and seed, into evals.csv, and a few responses into samples.jsonl."
@@ -246,9 +272,9 @@ class Trainer(Checkpointing):
         c = self.config
         with StopRequest() as stop, tqdm(total=c.steps, initial=self.step, desc=run.id, disable=not progress) as bar:
             while self.step < c.steps and not stop.asked:
-                row, timing = self.train_step()
-                run.log("metrics", row)
-                run.log("timing", timing)
+                rows = self.train_step()
+                for table, row in rows.items(): run.log(table, row)
+                row = rows["metrics"]
                 bar.update()
                 bar.set_postfix({k: f"{row[k]:.3g}" for k in ("reward", "entropy", "dsd_robust", "length") if k in row})
                 if self.step == c.steps or (c.eval_every and self.step % c.eval_every == 0): self.evaluate(run)
