@@ -6,7 +6,7 @@
 __all__ = ['COLORS', 'LINES', 'LABELS', 'ROUNDING', 'MISSING', 'STATUSES', 'data_dir', 'style', 'notebook_cost', 'hardware',
            'cpu_name', 'environment', 'git_commit', 'write_atomic', 'RunTables', 'Run', 'fingerprint', 'provenance',
            'save_figure', 'markdown_table', 'save_table', 'paper_table', 'paper_grid', 'recomputed_averages',
-           'finished_runs', 'main_runs', 'arm', 'evaluations', 'suite_scores', 'suite_table', 'claim_status',
+           'finished_runs', 'evaluations', 'suite_scores', 'both_scores', 'suite_table', 'claim_status',
            'expected_range', 'readme', 'output_text', 'write_readme', 'claims_table', 'notebook_table', 'bench_table',
            'measure_costs']
 
@@ -251,46 +251,33 @@ def recomputed_averages(number: int) -> pd.DataFrame:
     return frame.assign(agrees=(frame["mean"] - frame.printed).abs() <= ROUNDING + 1e-9)
 
 # %% ../nbs/13_record.ipynb #cell-34
-MISSING = "not recorded yet"
-
-
 def finished_runs(pattern: str = "*", root: Path | None = None) -> list[Run]:
     "The evaluated runs under data/runs whose name fits the pattern, by name; the live ones of `make demo` are left out."
     folders = sorted(p.parent for p in Path(root or data_dir() / "runs").glob(f"{pattern}/evals.csv"))
     return [Run(p.name, p.parent) for p in folders if not p.name.startswith("demo-")]
 
 
-def main_runs(models: str, arms, root: Path | None = None) -> list[Run]:
-    "The finished runs of the main comparison, named model-method-sN (the base model's: model-base-t1-sN), of the models that fit the pattern; none that changed an option."
-    return [r for a in arms for r in finished_runs(f"{models}-{'base-t1' if a == 'base' else a}-s[0-9]*", root)]
+def evaluations(arms: dict[str, list[Run]], suites: list[list[int]] | None = None) -> pd.DataFrame:
+    """The last evaluation of every run of each arm, one row a problem: run, arm, seed, suite, k, problem, score.
 
-
-def arm(run: Run) -> str:
-    "The method of a run and what was changed of it: 'relax', 'relax alpha=0.3', 'base temperature=0.5'."
-    changed = dict(sorted((run.config.get("method_options") or {}).items()))
-    if run.config["method"] == "base" and run.config.get("temperature", 1.0) != 1.0: changed["temperature"] = run.config["temperature"]
-    return " ".join([run.config["method"], *(f"{k}={v}" for k, v in changed.items())])
-
-
-def evaluations(runs: list[Run]) -> pd.DataFrame:
-    """The last evaluation of each run, one row a problem: run, model, arm, seed, suite, k, problem, score.
-
-    suite: a task at one level, as in 'countdown level 3', or the column `suite` of evals.csv where there is one; score: the share of k samples
-    that were correct, whose mean over problems is mean@k.
+    suites: lists of problems, called "suite 1" and so on, the rest left out; None takes a task's levels, as "countdown level 3".
+    score: the share of k samples that were correct; its mean over problems is mean@k.
     """
-    names = ["run", "model", "arm", "seed", "suite", "k", "problem", "score"]
-    if not runs: return pd.DataFrame(columns=names)
+    names = ["run", "arm", "seed", "suite", "k", "problem", "score"]
+    if not any(arms.values()): return pd.DataFrame(columns=names)
+    place = {problem: f"suite {i + 1}" for i, suite in enumerate(suites or []) for problem in suite}
     frames = []
-    for run in runs:
-        t = run.table("evals")
-        t = t[t.step == t.step.max()]
-        suite = t.suite if "suite" in t else run.config["task"] + " level " + t.level.astype(str)
-        frames.append(t.assign(model=run.config["model"], arm=arm(run), suite=suite, k=t.samples, score=t.correct / t.samples))
-    return pd.concat(frames)[names]
+    for arm, runs in arms.items():
+        for run in runs:
+            t = run.table("evals")
+            t = t[t.step == t.step.max()]
+            suite = t.problem.map(place) if suites else run.config["task"] + " level " + t.level.astype(str)
+            frames.append(t.assign(arm=arm, suite=suite, k=t.samples, score=t.correct / t.samples))
+    return pd.concat(frames).dropna(subset="suite")[names]
 
-
+# %% ../nbs/13_record.ipynb #cell-36
 def suite_scores(frame: pd.DataFrame, **of) -> pd.DataFrame | None:
-    """Scores (seeds, problems) of the rows of `evaluations` with, say, arm='relax', suite='countdown level 3'; None where there are none.
+    """Scores (seeds, problems) of the rows of `evaluations` with, say, arm='relax', suite='suite 3'; None where there are none.
 
     Raises ValueError where two runs share a seed, or seeds answered different problems: such rows belong to different comparisons.
     """
@@ -302,25 +289,33 @@ def suite_scores(frame: pd.DataFrame, **of) -> pd.DataFrame | None:
     if scores.isna().any(axis=None): raise ValueError(f"frame: the seeds of {of} answered different problems; accepted are the same for all")
     return scores
 
-# %% ../nbs/13_record.ipynb #cell-36
-def suite_table(frame: pd.DataFrame, arms: dict[str, str], suites: list[str], interval, **of) -> tuple[pd.DataFrame, dict]:
-    """mean@k of each arm (arm -> name shown) on each suite, as text with intervals and n seeds x problems; and the numbers behind it.
 
-    interval: what makes (low, high) of scores (seeds, problems), as `relax.evaluate.bootstrap_ci`; of: more to choose rows by, as model='countdown-small', k=32.
+def both_scores(frame: pd.DataFrame, a: str, b: str, suites: list[str], **of) -> tuple | None:
+    "Scores of two arms, (seeds, problems) each, over all problems of the suites that both have; None where there are none."
+    pairs = [[suite_scores(frame, arm=arm, suite=s, **of) for arm in (a, b)] for s in suites]
+    pairs = [p for p in pairs if p[0] is not None and p[1] is not None]
+    return tuple(pd.concat(side, axis=1).values for side in zip(*pairs)) or None
+
+# %% ../nbs/13_record.ipynb #cell-38
+MISSING = "not recorded yet"
+
+
+def suite_table(frame: pd.DataFrame, arms: dict[str, str], suites: list[str], interval, **of) -> tuple[pd.DataFrame, dict]:
+    """mean@k in percent of each arm (arm -> name shown) on each suite, as text with intervals and n seeds x problems; and the numbers behind it.
+
+    interval: what makes (low, high) of scores (seeds, problems), as `relax.evaluate.bootstrap_ci`; of: more to choose rows by, as k=32.
     """
-    cells, values = {}, {}
-    for a, label in arms.items():
-        cells[label] = {}
+    cells, values = {label: {} for label in arms.values()}, {}
+    for arm, label in arms.items():
         for suite in suites:
-            scores = suite_scores(frame, arm=a, suite=suite, **of)
+            scores = suite_scores(frame, arm=arm, suite=suite, **of)
             cells[label][suite] = MISSING
             if scores is None: continue
-            mean, (low, high) = float(scores.values.mean()), interval(scores.values)
+            mean, low, high = values[f"{arm} | {suite}"] = [round(float(v), 6) for v in (scores.values.mean(), *interval(scores.values))]
             cells[label][suite] = f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({scores.shape[0]} x {scores.shape[1]})"
-            values[f"{a} | {suite}"] = [round(float(v), 6) for v in (mean, low, high)]
     return pd.DataFrame(cells).T.rename_axis("method"), values
 
-# %% ../nbs/13_record.ipynb #cell-39
+# %% ../nbs/13_record.ipynb #cell-41
 STATUSES = ("reproduced", "direction holds at smaller scale", "inconclusive", "disagrees", "not attempted")
 
 
@@ -352,7 +347,7 @@ def expected_range(expected) -> tuple[float, float]:
     if expected in (1, -1): return (0.0, inf) if expected == 1 else (-inf, 0.0)
     raise ValueError(f"expected: got {expected!r}, accepted are 1 (above zero), -1 (below zero) or a range (low, high)")
 
-# %% ../nbs/13_record.ipynb #cell-44
+# %% ../nbs/13_record.ipynb #cell-46
 def readme(notebook: Path) -> str:
     "The index notebook as Markdown: prose, code (unless `#| echo: false`), text outputs; paths as seen from the top folder."
     parts = []
@@ -379,7 +374,7 @@ def write_readme():
     root = data_dir().parent
     write_atomic(root / "README.md", readme(root / "nbs" / "index.ipynb"))
 
-# %% ../nbs/13_record.ipynb #cell-46
+# %% ../nbs/13_record.ipynb #cell-48
 def claims_table(findings: dict[str, tuple[str, str]]) -> str:
     "data/paper/claims.csv with our findings (claim id -> (measured, status)) beside it; a claim without one was not attempted."
     claims = pd.read_csv(data_dir() / "paper" / "claims.csv", index_col="claim")
@@ -407,7 +402,7 @@ def bench_table() -> str:
     rows = {b["what"]: {"ratio": f"{b['ratio']:.2f}", "target": b["target"], "met": ("yes" if b["met"] else "no") if b["target"] != "none" else ""} for b in json.loads(path.read_text()).values()}
     return markdown_table(pd.DataFrame(rows).T)
 
-# %% ../nbs/13_record.ipynb #cell-47
+# %% ../nbs/13_record.ipynb #cell-49
 def measure_costs(pattern: str = "**/*.ipynb"):
     "Run the notebooks that fit the pattern as the tests do and write seconds and peak memory to data/notebooks.json (`make costs`); the others keep theirs."
     path, root = data_dir() / "notebooks.json", data_dir().parent

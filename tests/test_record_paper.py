@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from relax.objective import ReLaX
-from relax.record import (MISSING, STATUSES, Run, arm, claim_status, data_dir, evaluations, fingerprint, finished_runs, markdown_table, paper_grid,
-                          paper_table, recomputed_averages, save_table, suite_scores, suite_table)
+from relax.record import (MISSING, STATUSES, Run, both_scores, claim_status, data_dir, evaluations, fingerprint, finished_runs, markdown_table,
+                          paper_grid, paper_table, recomputed_averages, save_table, suite_scores, suite_table)
 from relax.tasks import TASKS
 from relax.train import TrainConfig
 
@@ -141,34 +141,46 @@ def test_markdown_of_the_paper_keeps_the_daggers():
     assert markdown_table(paper_grid(2)).count("†") == 17
 
 
-def test_evaluations_take_the_last_step_by_suite(run):
-    frame = evaluations([run])
+def test_evaluations_take_the_last_step_by_level_or_by_given_suites(run):
+    frame = evaluations({"grpo": [run], "relax": []})
     assert list(frame.suite.unique()) == ["countdown level 1", "countdown level 2"] and list(frame.score) == [0, 0.25, 0.5, 0.75]
     assert suite_scores(frame, suite="countdown level 2", arm="grpo").values.tolist() == [[0.25, 0.75]]
-    assert suite_scores(frame, arm="relax") is None and evaluations([]).empty
+    assert suite_scores(frame, arm="relax") is None and evaluations({}).empty and evaluations({"grpo": []}).empty
+    given = evaluations({"grpo": [run]}, [[3, 1], [0]])
+    assert suite_scores(given, suite="suite 1").values.tolist() == [[0.25, 0.75]] and len(given) == 3, "problems in no suite are left out"
 
 
 def test_two_runs_of_one_seed_are_not_mixed(run, tmp_path):
     other = Run.create("other-s0", run.config, tmp_path / "runs")
     other.log("evals", *run.rows("evals"))
-    with pytest.raises(ValueError, match="same seed twice"): suite_scores(evaluations([run, other]), arm="grpo")
+    with pytest.raises(ValueError, match="same seed twice"): suite_scores(evaluations({"grpo": [run, other]}), arm="grpo")
     third = Run.create("third-s1", run.config | {"seed": 1}, tmp_path / "runs")
     third.log("evals", *run.rows("evals")[:-1])
-    with pytest.raises(ValueError, match="different problems"): suite_scores(evaluations([run, third]), arm="grpo")
+    with pytest.raises(ValueError, match="different problems"): suite_scores(evaluations({"grpo": [run, third]}), arm="grpo")
+
+
+def test_both_scores_share_suites(run, tmp_path):
+    other = Run.create("other-s1", run.config | {"seed": 1}, tmp_path / "runs")
+    other.log("evals", *run.rows("evals"))
+    frame = evaluations({"a": [run], "b": [other]}, [[0, 1], [2]])
+    a, b = both_scores(frame, "a", "b", ["suite 1", "suite 2", "suite 3"])
+    assert a.tolist() == b.tolist() == [[0, 0.25, 0.5]]
+    assert both_scores(frame, "a", "c", ["suite 1"]) is None and both_scores(frame, "a", "b", ["suite 9"]) is None
 
 
 def test_suite_table_says_what_was_not_recorded(run):
-    table, values = suite_table(evaluations([run]), {"grpo": "GRPO", "fr3e": "FR3E"}, ["countdown level 1", "other"], lambda s: (s.min(), s.max()), k=4)
+    table, values = suite_table(evaluations({"grpo": [run]}), {"grpo": "GRPO", "fr3e": "FR3E"}, ["countdown level 1", "other"], lambda s: (s.min(), s.max()), k=4)
     assert list(table.loc["FR3E"]) == [MISSING, MISSING] and table.loc["GRPO", "other"] == MISSING
     assert table.loc["GRPO", "countdown level 1"] == "25.0 [0.0, 50.0] (1 x 2)" and values == {"grpo | countdown level 1": [0.25, 0.0, 0.5]}
+    empty, none = suite_table(evaluations({}), {"grpo": "GRPO"}, ["suite 1"], None)
+    assert empty.loc["GRPO", "suite 1"] == MISSING and none == {}
 
 
-def test_arms_and_finished_runs(run, tmp_path):
-    assert arm(run) == "grpo"
-    changed = Run.create("demo-x", run.config | {"method": "relax", "method_options": {"xi": 1, "alpha": 0.3}}, tmp_path / "runs")
-    assert arm(changed) == "relax alpha=0.3 xi=1"
-    changed.log("evals", *run.rows("evals"))
-    assert [r.id for r in finished_runs(root=tmp_path / "runs")] == ["made-s0"] and finished_runs("x*", tmp_path / "runs") == []
+def test_finished_runs_by_pattern_without_live_ones(run, tmp_path):
+    for name in ("demo-x", "made-s1"): Run.create(name, run.config, tmp_path / "runs")
+    Run("demo-x", tmp_path / "runs").log("evals", *run.rows("evals"))
+    assert [r.id for r in finished_runs(root=tmp_path / "runs")] == ["made-s0"] == [r.id for r in finished_runs("made*", tmp_path / "runs")]
+    assert finished_runs("x*", tmp_path / "runs") == []
 
 
 @pytest.mark.parametrize("case, status", [
