@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIGNALS', 'BASELINES', 'SOURCES', 'Rival', 'DAPO', 'HighEntropy', 'HICRA', 'fork_points', 'block_factors', 'prefixes',
-           'rejoin', 'one_of_each', 'FR3E', 'DCPO', 'smooth_advantages', 'covariances', 'own_generator', 'ClipCov',
-           'KLCov', 'Entropy', 'is_correct', 'ZeroDiv', 'effective_rank', 'EffectiveRank', 'within_groups',
-           'length_free', 'z_scores', 'random_signal', 'rarity', 'own_dsd', 'reference_dsd', 'novelty', 'Bonus',
-           'Source', 'constants']
+           'rejoin', 'one_of_each', 'FR3E', 'DCPO', 'smooth_advantages', 'is_correct', 'covariances', 'own_generator',
+           'ClipCov', 'KLCov', 'Entropy', 'ZeroDiv', 'effective_rank', 'EffectiveRank', 'within_groups', 'length_free',
+           'z_scores', 'random_signal', 'rarity', 'own_dsd', 'reference_dsd', 'novelty', 'Bonus', 'Source', 'constants']
 
 # %% ../nbs/09_baselines.ipynb #cell-3
 from dataclasses import dataclass, fields, replace
@@ -208,6 +207,11 @@ def smooth_advantages(new, total, seen: int) -> torch.Tensor:
     return torch.where(mixed[0].abs() <= mixed[1].abs(), *mixed)
 
 # %% ../nbs/09_baselines.ipynb #cell-36
+def is_correct(b: Batch) -> torch.Tensor:
+    "Which responses the verifier accepts, (N,) bool."
+    return b.keys >= 0 if b.keys is not None else b.rewards > 0
+
+# %% ../nbs/09_baselines.ipynb #cell-37
 def covariances(b: Batch, A) -> torch.Tensor:
     "c (N, T): advantage times log-probability, each minus its mean over the real tokens; -inf at padding. No gradient."
     c = [torch.where(b.mask, x.detach(), 0.0) for x in (A, b.logp)]
@@ -219,7 +223,7 @@ def own_generator(b: Batch) -> torch.Generator:
     "Randomness made from the batch's tokens: the same batch gives the same draw, so that a resumed run needs no state."
     return torch.Generator().manual_seed(int((b.ids * b.mask).sum()))
 
-# %% ../nbs/09_baselines.ipynb #cell-37
+# %% ../nbs/09_baselines.ipynb #cell-38
 @dataclass(frozen=True)
 class ClipCov(Rival):
     "No gradient on a few random tokens whose covariance lies in (lowest, highest) (arXiv 2505.22617; constants of the authors' scripts)."
@@ -240,7 +244,7 @@ class ClipCov(Rival):
 
     def surrogate(self, b: Batch) -> torch.Tensor: return super().surrogate(b) * ~self.dropped(b)
 
-# %% ../nbs/09_baselines.ipynb #cell-38
+# %% ../nbs/09_baselines.ipynb #cell-39
 @dataclass(frozen=True)
 class KLCov(Rival):
     """-rho A, unclipped, plus beta |log rho| on the `ratio` of tokens with the largest covariance (arXiv 2505.22617; the authors' script).
@@ -264,7 +268,7 @@ class KLCov(Rival):
         paid = self.punished(b) & (d.detach().abs() > self.rounding)
         return d.exp() * self.weigh(b) - self.beta * torch.where(paid, d.abs(), 0.0)
 
-# %% ../nbs/09_baselines.ipynb #cell-43
+# %% ../nbs/09_baselines.ipynb #cell-44
 @dataclass(frozen=True)
 class Entropy(Rival):
     "GRPO + coefficient * mean token entropy."
@@ -272,11 +276,6 @@ class Entropy(Rival):
 
     def add(self, b: Batch) -> tuple:
         return -self.coefficient * masked_mean(b.entropy, b.mask, self.aggregation, b.limit), {}
-
-# %% ../nbs/09_baselines.ipynb #cell-44
-def is_correct(b: Batch) -> torch.Tensor:
-    "Which responses the verifier accepts, (N,) bool."
-    return b.keys >= 0 if b.keys is not None else b.rewards > 0
 
 # %% ../nbs/09_baselines.ipynb #cell-47
 @dataclass(frozen=True)

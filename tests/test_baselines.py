@@ -9,7 +9,8 @@ import torch
 
 import relax.baselines
 from relax.baselines import (BASELINES, SOURCES, Bonus, ClipCov, DAPO, DCPO, EffectiveRank, Entropy, FR3E, HICRA, HighEntropy, KLCov, Rival, ZeroDiv,
-                             block_factors, constants, effective_rank, fork_points, length_free, one_of_each, rarity, smooth_advantages, z_scores)
+                             block_factors, constants, effective_rank, fork_points, length_free, one_of_each, prefixes, rarity, rejoin, smooth_advantages,
+                             z_scores)
 from relax.grpo import GRPO, Batch, Rollouts, decode, encode, sample, score
 from relax.objective import calibrate, response_dsd
 from relax.reasoner import load_reasoner
@@ -117,7 +118,7 @@ def test_dr_grpo_by_hand():
 def test_high_entropy_by_hand():
     method = HighEntropy(top=1 / 3)  # one of three tokens: the one of entropy 0.9; padding has 7
     assert method.forking(small()).tolist() == [[False, True], [False, False]]
-    assert abs(method.loss(small([[1.1, 1.2], [1.1, 1.0]]))[0].item() + 1.2 / 3) < 1e-6
+    assert abs(method.loss(small([[1.05, 1.2], [1.1, 1.0]]))[0].item() + 1.2 / 3) < 1e-6  # all three would give 1.15
 
 
 def test_hicra_by_hand():
@@ -170,6 +171,21 @@ def test_fr3e_scores_its_prefixes_by_the_judge(real, policy):
         assert torch.equal(tried.ids[j, :cut], r.ids[i, :cut]) and torch.equal(tried.prompt_ids[j], r.prompt_ids[i]) and tried.mask[j, :cut].all()
         n = int(tried.mask[j].sum())
         assert cut < n <= 61 and tried.mask[j, :n].all() and (n == 61 or tried.ids[j, n - 1] == tok.eos_token_id)
+        assert (tried.ids[j, :n - 1] != tok.eos_token_id).all()
+
+
+def test_prefixes_and_rejoined_responses_by_hand():
+    def rollouts(prompts, rows):
+        ids = torch.tensor(rows)
+        return Rollouts(torch.tensor(prompts), torch.tensor(prompts) > 0, ids, ids > 0, -ids.float())
+    base, cuts = rollouts([[0, 7]], [[1, 2, 3]]), torch.tensor([[0, 2]])
+    ids, mask = prefixes(base, cuts)
+    assert ids.tolist() == [[0, 0, 7], [7, 1, 2]] and mask.tolist() == [[False, False, True], [True] * 3]
+    endings = rollouts([[0, 0, 7], [7, 1, 2]], [[4, 5, 0], [5, 6, 8]])
+    tried = rejoin(base, cuts, endings, 4)  # 4 5 | 1 2 5 6, the 8 being one token too many
+    assert (tried.ids * tried.mask).tolist() == [[4, 5, 0, 0], [1, 2, 5, 6]] and tried.prompt_ids.tolist() == [[0, 7]] * 2
+    assert (tried.logp * tried.mask).tolist() == [[-4, -5, 0, 0], [-1, -2, -5, -6]]
+    assert rejoin(base, cuts, endings, 9).mask.sum(1).tolist() == [2, 5]
 
 
 def test_fr3e_endings_come_from_the_policy(real, policy):
