@@ -68,6 +68,44 @@ def test_unknown_aggregation_is_named():
     with pytest.raises(ValueError, match="aggregation"): masked_mean(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), "max")
 
 
+def test_aggregations_by_hand():
+    x, mask = torch.tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0]]), torch.tensor([[True, True, False], [True, False, False]])
+    got = {a: masked_mean(x, mask, a, 10).item() for a in ("token", "sequence", "constant", "sum")}
+    assert got == pytest.approx({"token": 7 / 3, "sequence": (1.5 + 4) / 2, "constant": 7 / 20, "sum": 7.0})
+    with pytest.raises(ValueError, match="limit"): masked_mean(x, mask, "constant")
+
+
+def test_an_advantage_a_token_is_the_same_as_one_a_row_where_they_agree():
+    logp, A, mask = -torch.rand(3, 5), torch.tensor([1.0, -1.0, 0.5]), torch.ones(3, 5, dtype=torch.bool)
+    old = logp + 0.1 * torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(clipped_loss(logp, old, A, mask), clipped_loss(logp, old, A[:, None].expand(3, 5), mask))
+
+
+def test_logits_in_chunks_give_the_same_scores_and_gradients(policy, rollouts):
+    model, _ = policy
+    out = []
+    for budget in (2**26, 300):
+        logp, entropy, hidden = score_rows(model, rollouts, 0.7, budget)
+        loss = (logp * rollouts.mask).sum() + (entropy * rollouts.mask).mean()
+        out.append((logp, entropy, *torch.autograd.grad(loss, list(model.parameters()))))
+    for a, b in zip(*out): assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_never_stand_in_memory_at_once(policy, rollouts):
+    seen, head = [], policy[0].get_output_embeddings()
+    hook = head.register_forward_hook(lambda m, a, out: seen.append(out.shape[:-1].numel()))
+    try: score_rows(policy[0], rollouts, budget=10 * head.weight.shape[0])
+    finally: hook.remove()
+    assert max(seen) <= max(10, len(rollouts)) and sum(seen) > rollouts.ids.numel()
+
+
+def test_a_head_with_soft_capping_is_refused(policy, rollouts):
+    hook = policy[0].register_forward_hook(lambda m, a, out: out.__setitem__("logits", out.logits / 30))
+    try:
+        with pytest.raises(ValueError, match="soft-capping"): score_rows(policy[0], rollouts)
+    finally: hook.remove()
+
+
 def test_sampler_and_scorer_agree(policy, rollouts):
     logp, entropy, hidden = score(policy[0], rollouts)
     assert torch.allclose(logp[rollouts.mask], rollouts.logp[rollouts.mask], atol=1e-4)

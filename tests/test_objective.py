@@ -119,6 +119,30 @@ def test_kl_gates(states):
     assert loss["none"] == 0 < loss["adaptive"] < loss["all"] and abs(loss["all"] - sampled_kl(torch.tensor(-1.0), torch.tensor(-0.3)).item()) < 1e-6
 
 
+def test_uniform_kl_survives_a_gate_that_is_shut(states):
+    calibration = calibrate(*states, n_observables=4)
+    method = ReLaX(kl=0.5, alpha=0.0, beta=0.0)
+    assert method.needs_reference and not method.gated
+    loss, metrics = method.loss(batch(states, torch.ones(8), calibration, ref=0.3))
+    assert torch.allclose(loss, metrics["policy_loss"] + 0.5 * metrics["kl"]) and metrics["kl"] > 0
+
+
+def test_kl_aggregation_is_its_own_switch(states):
+    calibration = calibrate(*states, n_observables=4, xi=0.0)
+    kl = {a: ReLaX(kl_aggregation=a).loss(batch(states, torch.ones(8), calibration, ref=0.3))[1]["gated_kl"].item() for a in (None, "token", "sum")}
+    assert kl[None] == kl["token"] and kl["sum"] == pytest.approx(kl["token"] * states[1].sum().item(), rel=1e-4)
+
+
+def test_dsd_of_the_beginning_only(states):
+    calibration = calibrate(*states, n_observables=4, dsd_tokens=12)
+    whole = calibrate(*states, n_observables=4)
+    assert torch.equal(calibration.dictionary.weight, whole.dictionary.weight) or calibration.initial_dsd != whole.initial_dsd
+    b = batch(states, torch.ones(8), calibration)
+    loss, _ = ReLaX(alpha=1.0, dsd_tokens=12, freeze_over=False).loss(b)
+    grad, = torch.autograd.grad(loss, b.hidden)
+    assert grad[:, 12:].abs().sum() == 0 < grad[:, :12].abs().sum()
+
+
 def test_scale_is_explicit(states):
     calibration = calibrate(*states, n_observables=4, xi=float("inf"))
     b = batch(states, torch.ones(8), calibration)

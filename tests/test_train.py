@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from relax.demo import findings, results, verdict
 from relax.evaluate import evaluate_model, from_counts, report
+from relax.grpo import GRPO, group_advantages
 from relax.record import Run, data_dir
 from relax.train import METHODS, StopRequest, TrainConfig, Trainer, main, make_method, parse, steps_done, train
 
 REASONERS = data_dir() / "reasoner"
-SMALL = dict(prompts=2, group_size=4, steps=6, checkpoint_every=2, eval_problems=3, eval_samples=4)
+SMALL = dict(prompts=2, group_size=4, steps=6, checkpoint_every=2, probe_every=2, eval_problems=3, eval_samples=4)
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def bytes_of(run, names=("metrics.csv", "evals.csv", "samples.jsonl")):
+def bytes_of(run, names=("metrics.csv", "probe.csv", "evals.csv", "samples.jsonl")):
     return [(run.folder / n).read_bytes() for n in names]
 
 
@@ -149,6 +150,36 @@ def test_uniform_kl_with_zero_weight_is_grpo_and_relax_with_zero_weights_too(tmp
     runs = [train(TrainConfig(**SMALL | {"steps": 2}, method=m, method_options=o), m, root=tmp_path, progress=False).table("metrics")
             for m, o in (("grpo", None), ("uniform_kl", {"kl": 0.0}), ("relax", {"alpha": 0.0, "beta": 0.0}))]
     for other in runs[1:]: assert (runs[0][["reward", "entropy", "loss"]] == other[["reward", "entropy", "loss"]]).all().all()
+
+
+def test_a_refreshed_dictionary_is_learnt_again_only_when_due():
+    trainer = Trainer(TrainConfig(**SMALL | {"probe_every": 0}, method="relax", method_options={"refresh": 2}))
+    seen = []
+    for _ in range(4):
+        trainer.train_step()
+        seen.append(trainer.calibration.dictionary.weight.clone())
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2]) and torch.equal(seen[2], seen[3])
+
+
+def test_judged_rollouts_carry_rewards_and_keys_that_agree():
+    trainer = Trainer(TrainConfig(**SMALL | {"prompts": 8, "group_size": 8}))
+    r, verdicts = trainer.sample(trainer.task.problems(8), trainer.generator(0))
+    assert r.rewards.tolist() == [float(v.correct) for v in verdicts] and 0 < r.rewards.sum() < len(r)
+    assert ((r.keys >= 0) == (r.rewards == 1)).all()
+    for i, a in enumerate(verdicts):
+        for j, b in enumerate(verdicts):
+            if a.correct and b.correct: assert (r.keys[i] == r.keys[j]) == (a.answer == b.answer)
+    kept = r[r.rewards == 1]
+    assert (kept.rewards == 1).all() and len(kept.keys) == len(kept)
+
+
+def test_rewards_are_shaped_before_advantages():
+    class Short(GRPO):
+        def shape_rewards(self, rewards, mask, limit): return rewards - mask.sum(1) / limit
+    trainer = Trainer(TrainConfig(**SMALL))
+    trainer.method, (r, _) = Short(), trainer.sample(trainer.task.problems(4), trainer.generator(0))
+    b = trainer.batch(r)
+    assert torch.allclose(b.advantages, group_advantages(r.rewards - r.mask.sum(1) / trainer.limit, 4)) and torch.equal(b.rewards, r.rewards)
 
 
 def test_updates_change_the_policy_and_not_the_reference():
