@@ -92,6 +92,7 @@ class ReLaXConfig(GRPOConfig):
     split_groups: bool = option(False, "allow micro-batches smaller than a group: the mean of eq. 10 then runs over their rows")
 
     def __post_init__(self):
+        if hasattr(torch, "accelerator") and not torch.accelerator.is_available(): self.use_cpu = True
         super().__post_init__()
         try: self.xi = float(self.xi)
         except ValueError: pass  # a quantile, or wrong: `refuse` tells them apart
@@ -387,7 +388,7 @@ class ReLaXTrainer(Resuming):
         try: return super().training_step(*args, **kwargs)
         except torch.OutOfMemoryError as error: raise torch.OutOfMemoryError(f"{error}\n{ADVICE}") from error
 
-# %% ../nbs/12_trl.ipynb #cell-47
+# %% ../nbs/12_trl.ipynb #cell-53
 class Hooked(TrainerCallback):
     "States and masks of every training forward of a GRPOTrainer, in `seen`."
 
@@ -407,7 +408,7 @@ class Hooked(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         for hook in self.hooks: hook.remove()
 
-# %% ../nbs/12_trl.ipynb #cell-48
+# %% ../nbs/12_trl.ipynb #cell-54
 class DSDCallback(Hooked):
     """Log dsd/mean and dsd/over_xi of a GRPOTrainer that is otherwise left alone: `trainer.add_callback(DSDCallback(trainer))`.
 
@@ -448,7 +449,7 @@ class DSDCallback(Hooked):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "dsd"
         if self.calibration and self.trainer.accelerator.is_main_process: self.calibration.save(folder)
 
-# %% ../nbs/12_trl.ipynb #cell-51
+# %% ../nbs/12_trl.ipynb #cell-57
 @dataclass
 class DataConfig:
     "What to train on and by which method; the rest is in ReLaXConfig and TRL's ModelConfig."
@@ -480,7 +481,7 @@ def math_reward(completions, answer, **kwargs) -> list:
     golds = [parse(f"\\boxed{{{a}}}") for a in answer]
     return [float(verify(gold, parse(text(c)))) if gold else None for gold, c in zip(golds, completions)]
 
-# %% ../nbs/12_trl.ipynb #cell-53
+# %% ../nbs/12_trl.ipynb #cell-59
 def load_task(c: DataConfig):
     "Problems of one of our tasks as a data set, and its verifier as a reward function."
     task = TASKS[c.dataset_name]
@@ -498,7 +499,7 @@ def load_data(c: DataConfig):
         raise ValueError(f"dataset_name: {c.dataset_name} has the columns {data.column_names} and lacks {sorted(missing)}; rename its columns")
     return data.map(lambda row: {"prompt": conversation(row["prompt"], c), "answer": str(row["answer"])}, load_from_cache_file=False), math_reward
 
-
+# %% ../nbs/12_trl.ipynb #cell-60
 def build(data: DataConfig, args: ReLaXConfig, model: ModelConfig) -> ReLaXTrainer:
     "The trainer that three configurations describe."
     if data.instruction_turn not in ("user", "system"): raise ValueError(f"instruction_turn: got {data.instruction_turn!r}, accepted are 'user' and 'system'")
@@ -520,6 +521,7 @@ def main(arguments=None):
     resume = args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
     trainer.save_model(args.output_dir)
+    if hasattr(trainer, "end"): trainer.end()
 
-# %% ../nbs/12_trl.ipynb #cell-55
+# %% ../nbs/12_trl.ipynb #cell-62
 if __name__ == "__main__" and "__file__" in globals(): main()  # as `python -m relax.trl`, not when this notebook runs

@@ -23,9 +23,11 @@ from relax.dictionary import FITS
 from relax.grpo import GRPO, Batch, Rollouts, group_advantages, sample, score
 from relax.objective import ReLaX, calibrate
 from relax.reasoner import word_tokenizer
+from relax.record import data_dir
 from relax.tasks import TASKS
-from relax.trl import DSDCallback, ReLaXConfig, ReLaXTrainer, last_checkpoint, merge, shuffled, take
+from relax.trl import DataConfig, DSDCallback, ReLaXConfig, ReLaXTrainer, conversation, last_checkpoint, load_data, main, merge, shuffled, take
 
+ROOT = Path(__file__).resolve().parents[1]
 TASK = TASKS["countdown"]
 TOKENIZER = word_tokenizer(TASK.words)
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM", lora_dropout=0.0)
@@ -317,6 +319,15 @@ def test_rollouts_come_from_the_adapted_policy(checkpoint, tmp_path):
     assert base.ids.shape != adapted.ids.shape or not torch.equal(base.ids, adapted.ids)
 
 
+def test_rollouts_know_no_dropout(checkpoint, tmp_path):
+    t = trainer(checkpoint(), tmp_path, peft_config=replace(LORA, lora_dropout=0.5), top_k=1, max_refills=0)
+    for n, p in t.model.named_parameters():
+        if "lora_B" in n: torch.nn.init.normal_(p, std=1.0, generator=torch.Generator().manual_seed(0))
+    t.model.train()
+    b = t._generate_and_score_completions([prompts(1)[0]] * 4)
+    assert (b["completion_ids"] == b["completion_ids"][0]).all()
+
+
 @pytest.mark.parametrize("arch", ["Qwen2", "Llama", "Qwen3"])
 def test_4bit_lora_trains_saves_and_goes_on(checkpoint, tmp_path, arch):
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
@@ -422,3 +433,84 @@ def test_two_processes_share_calibration_and_weights(checkpoint, tmp_path, split
     if split:
         both = torch.tensor(a["rewards"] + b["rewards"]), torch.tensor(a["advantages"] + b["advantages"])
         torch.testing.assert_close(both[1].sort()[0], group_advantages(both[0], 4).sort()[0])
+
+
+def byte_tokenizer():
+    "A byte-level tokenizer like Qwen2's, but of 300 tokens."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.train_from_iterator(["what is two plus three ?"], trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                                                            special_tokens=["<|endoftext|>", "<|im_end|>"], show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>", padding_side="left")
+
+
+def example() -> str:
+    "The lines under 'Use it in your own run' of the notebook."
+    cells = json.loads((ROOT / "nbs/12_trl.ipynb").read_text())["cells"]
+    page = next("".join(c["source"]) for c in cells if "Use it in your own run" in "".join(c["source"]))
+    return page.split("```python\n")[1].split("```")[0]
+
+
+def test_the_ten_lines_run_as_written(tmp_path, monkeypatch):
+    "In a folder where the hub's name is a tiny local model."
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    monkeypatch.chdir(tmp_path)
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+                                         max_position_embeddings=1024, eos_token_id=1, bos_token_id=None))
+    model.generation_config.eos_token_id = list(range(1, 20))  # so that untrained responses end long before 512 tokens
+    model.save_pretrained("Qwen/Qwen2.5-0.5B-Instruct")
+    byte_tokenizer().save_pretrained("Qwen/Qwen2.5-0.5B-Instruct")
+    Path("problems.jsonl").write_text('{"prompt": "what is two plus three ?", "answer": "e"}\n')
+    assert 8 <= len(example().splitlines()) <= 12
+    names = {}
+    exec(example(), names)
+    assert names["trainer"].state.global_step == 3 and any("dsd/mean" in row for row in names["trainer"].state.log_history)
+
+
+def test_readme_shows_the_same_lines():
+    readme = (ROOT / "README.md").read_text()
+    if "ReLaXTrainer" not in readme: pytest.skip("not in the README yet")
+    assert example() in readme
+
+
+def test_command_line_trains_resumes_and_trains_rivals(tmp_path):
+    run = ["--config", str(ROOT / "configs/tiny-cpu.yaml"), "--output_dir", str(tmp_path / "run"), "--save_steps", "1", "--disable_tqdm", "true",
+           "--per_device_train_batch_size", "8", "--problems", "20"]
+    main([*run, "--max_steps", "1"])
+    main([*run, "--max_steps", "2", "--resume_from_checkpoint", "true"])
+    state = json.loads((tmp_path / "run/checkpoint-2/trainer_state.json").read_text())
+    assert [row["step"] for row in state["log_history"]] == [1, 2] and (tmp_path / "run/model.safetensors").exists()
+    assert all("relax/exploration_loss" in row for row in state["log_history"])
+    main([*run[:3], str(tmp_path / "rival"), *run[4:], "--max_steps", "1", "--method", "uniform_kl", "--method_options", '{"kl": 0.1}', "--use_peft", "--lora_target_modules", "q_proj", "v_proj"])
+    assert (tmp_path / "rival/adapter_model.safetensors").exists()
+
+
+def test_command_line_says_what_is_wrong(tmp_path):
+    run = ["--config", str(ROOT / "configs/tiny-cpu.yaml"), "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match="n_observables"): main([*run, "--n_observables", "40"])
+    with pytest.raises(SystemExit, match="method: got 'ppo'"): main([*run, "--method", "ppo"])
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"question": "1 + 1", "answer": 2}\n')
+    with pytest.raises(SystemExit, match=r"lacks \['prompt'\]"): main([*run, "--dataset_name", str(file)])
+
+
+def test_local_files_and_instructions(tmp_path):
+    pytest.importorskip("math_verify")
+    rows = [{"prompt": "1 + 1", "answer": 2}, {"prompt": "half of 1", "answer": 0.5}]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    for name in ("a.parquet", "a.jsonl"):
+        data, grade = load_data(DataConfig(dataset_name=str(tmp_path / name), instruction="Box it.", instruction_turn="system"))
+        assert data[1]["prompt"] == [{"role": "system", "content": "Box it."}, {"role": "user", "content": "half of 1"}]
+        said = [[{"role": "assistant", "content": "\\boxed{2}"}], [{"role": "assistant", "content": "\\boxed{\\frac{1}{3}}"}]]
+        assert grade(completions=said, answer=data["answer"]) == [1.0, 0.0]
+    assert conversation("1 + 1", DataConfig(instruction="Box it.")) == [{"role": "user", "content": "1 + 1\nBox it."}] and conversation("x", DataConfig()) == "x"
+
+
+def test_evaluation_is_that_of_trl(checkpoint, tmp_path):
+    t = ReLaXTrainer(checkpoint(), reward, ReLaXConfig(str(tmp_path), **SMALL | dict(per_device_eval_batch_size=4, eval_on_start=True, eval_strategy="steps", eval_steps=1)),
+                     prompts(), prompts(2), processing_class=TOKENIZER)
+    t.train()
+    assert [row["eval_reward"] is not None for row in t.state.log_history if "eval_reward" in row] == [True] * 3
