@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import relax.baselines
+import relax.probe
 from relax.baselines import (BASELINES, SOURCES, Bonus, ClipCov, DAPO, DCPO, EffectiveRank, Entropy, FR3E, HICRA, HighEntropy, KLCov, Rival, ZeroDiv,
                              block_factors, constants, effective_rank, fork_points, length_free, one_of_each, prefixes, rarity, rejoin, smooth_advantages,
                              z_scores)
@@ -290,6 +291,10 @@ def test_effective_rank_of_known_states():
     s = torch.tensor([3.0, 1.0])  # p = 3/4, 1/4
     assert effective_rank(torch.diag(s)[None], full[:, :2]).item() == pytest.approx(4 / 3**0.75)
     assert effective_rank(5 * torch.diag(s)[None], full[:, :2]).item() == pytest.approx(4 / 3**0.75)  # scale never matters
+
+
+def test_effective_rank_is_the_one_that_runs_log(real):
+    assert torch.allclose(effective_rank(real[0].hidden, real[0].mask).float(), relax.probe.effective_rank(real[0].hidden, real[0].mask).float(), rtol=1e-3)
 
 
 def test_effective_rank_has_the_right_gradient():
