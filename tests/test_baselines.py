@@ -16,6 +16,7 @@ from relax.grpo import GRPO, Batch, Rollouts, decode, encode, sample, score
 from relax.objective import calibrate, response_dsd
 from relax.reasoner import load_reasoner
 from relax.tasks import TASKS
+from relax.train import TrainConfig, Trainer
 
 LN2 = math.log(2)
 
@@ -381,6 +382,41 @@ def test_what_a_bonus_asks_of_the_loop():
     assert {s for s in relax.baselines.SIGNALS if Bonus(signal=s).needs_reference_hidden} == {"ref_dsd", "novelty"}
     assert Bonus(kl=0.02).needs_reference and not Bonus().needs_reference
     with pytest.raises(ValueError, match="signal"): Bonus(signal="luck")
+
+
+# the loop
+
+def one_step(name, monkeypatch, **change):
+    "One small training step; returns the trainer and the batches that the method saw."
+    trainer, seen = Trainer(TrainConfig(model="countdown-tiny", method=name, prompts=4, group_size=4, steps=1, probe_every=0, **change)), []
+    loss = type(trainer.method).loss
+    monkeypatch.setattr(type(trainer.method), "loss", lambda self, b: (seen.append(b), loss(self, b))[1])
+    trainer.train_step()
+    return trainer, seen
+
+
+def test_the_loop_binds_words(monkeypatch):
+    trainer, seen = one_step("hicra", monkeypatch)
+    assert trainer.method.planning == tuple(trainer.tokenizer.convert_tokens_to_ids(["?", "!"])) and len(seen) == 2
+    with pytest.raises(ValueError, match="planning"): Trainer(TrainConfig(task="waypoints", model="waypoints-small", method="hicra"))
+    assert Trainer(TrainConfig(task="waypoints", model="waypoints-small", method="hicra", method_options={"planning": ["+", "-"]})).method.planning
+
+
+def test_the_loop_scales_advantages_by_what_fr3e_found(monkeypatch):
+    found, branch = [], FR3E.branch
+    monkeypatch.setattr(FR3E, "branch", lambda self, *args, **kw: (found.append((args[1], branch(self, *args, **kw))), found[-1][1])[1])
+    trainer, seen = one_step("fr3e", monkeypatch)
+    (r, factors), = found
+    A, ids = torch.cat([b.advantages for b in seen]), torch.cat([b.ids for b in seen])
+    assert torch.equal(ids, r.ids) and A.shape == factors.shape and (factors != 1).any()
+    mean, std = (x.repeat_interleave(4)[:, None] for x in (r.rewards.view(-1, 4).mean(1), r.rewards.view(-1, 4).std(1)))
+    assert torch.allclose(A, factors * (r.rewards[:, None] - mean) / (std + 1e-6), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in BASELINES if n not in ("hicra", "fr3e")])
+def test_the_loop_trains_every_value(name, monkeypatch):
+    trainer, seen = one_step(name, monkeypatch)
+    assert all(b.advantages.isfinite().all() for b in seen) and (trainer.method.needs_reference_hidden <= (seen[0].ref_hidden is not None))
 
 
 # the notebook
