@@ -53,7 +53,7 @@ def take(batch: dict, rows) -> dict:
 
 
 def merge(parts: list[dict], pad_id: int) -> dict:
-    "Generation batches of different widths as one: prompts padded further on the left, all that belongs to responses on the right."
+    "Generation batches of different widths as one: prompts padded further on the left, what belongs to responses on the right; scalars of the first."
     def join(key):
         rows = [p[key] for p in parts]
         if rows[0].ndim != 2: return torch.cat(rows) if rows[0].ndim else rows[0]
@@ -74,7 +74,7 @@ IDLE = dict(delta=None, importance_sampling_level="token", top_entropy_quantile=
 # %% ../nbs/12_trl.ipynb #cell-17
 @dataclass
 class ReLaXConfig(GRPOConfig):
-    "GRPOConfig with the fields of ReLaX. With `ReLaXTrainer(method=...)` the method value rules, and only the last two count."
+    "GRPOConfig with the fields of ReLaX. With `ReLaXTrainer(method=...)` the method value rules, and only the last three count."
     alpha: float = option(0.1, "weight of the exploration loss; 0 watches DSD and leaves the loss alone")
     beta: float = option(0.02, "weight of the adaptive KL, paid by trajectories whose DSD is above xi; 0 needs no reference model")
     xi: str = option("q90", "a number, or a quantile of the initial policy's DSD, such as q90")
@@ -348,9 +348,12 @@ class Resuming(Learning):
         if (folder / "calibration.json").exists():
             self.calibration = Calibration.load(folder)
             self.calibration.dictionary.to(self.accelerator.device)
-        rollouts = torch.load(folder / f"rollouts-{self.accelerator.process_index}.pt", map_location=self.accelerator.device, weights_only=True)
+        rollouts = {"step": self.state.global_step * self.args.gradient_accumulation_steps, "inputs": None}
+        if (mine := folder / f"rollouts-{self.accelerator.process_index}.pt").exists():  # not where there were fewer processes
+            rollouts = torch.load(mine, map_location=self.accelerator.device, weights_only=True)
         self._step, self._buffered_inputs = rollouts["step"], rollouts["inputs"]
-        for _ in range(int(self.state.epoch)): torch.randperm(self._sampler.num_samples, generator=self._sampler.generator)
+        if generator := getattr(getattr(self, "_sampler", None), "generator", None):
+            for _ in range(int(self.state.epoch)): torch.randperm(self._sampler.num_samples, generator=generator)
 
 # %% ../nbs/12_trl.ipynb #cell-38
 ADVICE = ("Out of memory. In this order: keep gradient_checkpointing=True; lower max_completion_length; lower num_generations and "
