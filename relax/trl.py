@@ -74,7 +74,7 @@ IDLE = dict(delta=None, importance_sampling_level="token", top_entropy_quantile=
 # %% ../nbs/12_trl.ipynb #cell-17
 @dataclass
 class ReLaXConfig(GRPOConfig):
-    "GRPOConfig with the fields of ReLaX. With `ReLaXTrainer(method=...)` the method value rules, and only the last three count."
+    "GRPOConfig with the fields of ReLaX. With `ReLaXTrainer(method=...)` the method value rules, and only the last four count."
     alpha: float = option(0.1, "weight of the exploration loss; 0 watches DSD and leaves the loss alone")
     beta: float = option(0.02, "weight of the adaptive KL, paid by trajectories whose DSD is above xi; 0 needs no reference model")
     xi: str = option("q90", "a number, or a quantile of the initial policy's DSD, such as q90")
@@ -89,6 +89,7 @@ class ReLaXConfig(GRPOConfig):
     use_bias_correction_kl: bool = option(False, "TRL's correction of the KL; methods here use the plain sampled KL")
     disable_dropout: bool = option(True, "no dropout: DSD is meant of the policy, not of a random part of it")
     max_refills: int = option(1, "dynamic sampling: how often to look for new prompts before equal groups are used after all")
+    calibration_rows: int = option(256, "how many responses of the main process, at most, dictionary and xi are fitted on; their states wait in its CPU memory")
     split_groups: bool = option(False, "allow micro-batches smaller than a group: the mean of eq. 10 then runs over their rows")
 
     def __post_init__(self):
@@ -226,19 +227,18 @@ class Refilling(Judging):
         rows = [rng.randrange(len(self.train_dataset)) for _ in range(groups * self.accelerator.num_processes)]
         return [dict(self.train_dataset[i]) for i in rows[rank * groups:(rank + 1) * groups] for _ in range(self.num_generations)]
 
-# %% ../nbs/12_trl.ipynb #cell-27
+# %% ../nbs/12_trl.ipynb #cell-29
 def fit_once(accelerator, hidden, mask, method, seed: int) -> Calibration:
-    "The main process fits dictionary, xi and scale on its rollouts `hidden` (N, T, d); every process gets the same bits."
+    "The main process fits dictionary, xi and scale on its rollouts' states, parts of (N, T, d) on the CPU; every process gets the same bits."
     found = [None]
     if accelerator.is_main_process:
-        found = [calibrate(hidden, mask, method.n_observables, method.estimator, method.xi, torch.Generator().manual_seed(seed),
+        found = [calibrate(torch.cat(hidden), mask, method.n_observables, method.estimator, method.xi, torch.Generator().manual_seed(seed),
                            method.objective, method.fit_tokens, method.activation, method.dsd_tokens)]
-        found[0].dictionary.cpu()
     calibration = broadcast_object_list(found)[0]
     calibration.dictionary.to(accelerator.device)
     return calibration
 
-# %% ../nbs/12_trl.ipynb #cell-29
+# %% ../nbs/12_trl.ipynb #cell-31
 class Collecting(Refilling):
     "The third layer: from prompts to micro-batches of whole groups."
 
@@ -252,12 +252,15 @@ class Collecting(Refilling):
 
     @torch.no_grad()
     def _calibrate(self, out: dict):
-        "Algorithm 1, first step: dictionary, xi and scale from the policy that sampled `out`."
-        T, states = out["completion_ids"].shape[1], []
-        hook = backbone(self.accelerator.unwrap_model(self.model)).register_forward_hook(lambda module, args, output: states.append(output[0][:, -T:]))
-        try: self._score(self.model, out, batch_size=self.args.per_device_train_batch_size)
+        "Algorithm 1, first step: dictionary, xi and scale from the policy that sampled `out`. Every process takes part, the main one keeps the states."
+        rows, T, states = torch.arange(min(len(out["rewards"]), self.args.calibration_rows)), out["completion_ids"].shape[1], []
+        some = unsplit_pixel_values_by_grid(take(split_pixel_values_by_grid(out), rows))
+        def keep(module, args, output):
+            if self.accelerator.is_main_process: states.append(output[0][:, -T:].float().cpu())
+        hook = backbone(self.accelerator.unwrap_model(self.model)).register_forward_hook(keep)
+        try: self._score(self.model, some, batch_size=self.args.per_device_train_batch_size)
         finally: hook.remove()
-        self.calibration = fit_once(self.accelerator, torch.cat(states).float(), self._response_mask(out), self.method, self.args.seed)
+        self.calibration = fit_once(self.accelerator, states, self._response_mask(some).cpu(), self.method, self.args.seed)
 
     def _prepare_inputs(self, generation_batch):
         "As TRL's, but rows are shuffled by whole groups, so that a micro-batch holds groups of neighbours."
@@ -269,7 +272,7 @@ class Collecting(Refilling):
             self._buffered_inputs = [unsplit_pixel_values_by_grid(p) for p in split_tensor_dict(take(whole, order), c.steps_per_generation)]
         return self._buffered_inputs[self._step % c.steps_per_generation]
 
-# %% ../nbs/12_trl.ipynb #cell-31
+# %% ../nbs/12_trl.ipynb #cell-33
 #: Keys under which TRL's users know our numbers; everything else is logged as relax/name.
 KEYS = {"kl": "kl", "clipped": "clip_ratio/region_mean", "over_xi": "dsd/over_xi"}
 
@@ -305,7 +308,7 @@ class Learning(Collecting):
         values = self.accelerator.gather(torch.stack([v.detach().float() for v in seen.values()])[None]).mean(0)
         for key, value in zip(seen, values.tolist()): self._metrics["train"][key].append(value)
 
-# %% ../nbs/12_trl.ipynb #cell-35
+# %% ../nbs/12_trl.ipynb #cell-37
 def last_checkpoint(output_dir) -> str | None:
     "The newest complete checkpoint in `output_dir`: a run that is killed while saving leaves a broken one behind."
     def complete(folder):
@@ -314,7 +317,7 @@ def last_checkpoint(output_dir) -> str | None:
     newest = max(Path(output_dir).glob("checkpoint-*"), key=complete, default=None)
     return str(newest) if newest and complete(newest) >= 0 else None
 
-# %% ../nbs/12_trl.ipynb #cell-36
+# %% ../nbs/12_trl.ipynb #cell-38
 class Resuming(Learning):
     "The fifth layer: what a run needs to go on as if nothing had been."
 
@@ -355,7 +358,7 @@ class Resuming(Learning):
         if generator := getattr(getattr(self, "_sampler", None), "generator", None):
             for _ in range(int(self.state.epoch)): torch.randperm(self._sampler.num_samples, generator=generator)
 
-# %% ../nbs/12_trl.ipynb #cell-38
+# %% ../nbs/12_trl.ipynb #cell-40
 ADVICE = ("Out of memory. In this order: keep gradient_checkpointing=True; lower max_completion_length; lower num_generations and "
           "per_device_train_batch_size together (more gradient_accumulation_steps keep the batch); train adapters (peft_config=LoraConfig()), "
           "then 4-bit (quantization_config); set beta=0, which needs no reference model.")
@@ -391,11 +394,11 @@ class ReLaXTrainer(Resuming):
         try: return super().training_step(*args, **kwargs)
         except torch.OutOfMemoryError as error: raise torch.OutOfMemoryError(f"{error}\n{ADVICE}") from error
 
-# %% ../nbs/12_trl.ipynb #cell-53
+# %% ../nbs/12_trl.ipynb #cell-55
 class Hooked(TrainerCallback):
-    "States and masks of every training forward of a GRPOTrainer, in `seen`."
+    "Calls `arrived` with states (N, T, d) and mask (N, T) of every training forward of a GRPOTrainer."
 
-    def __init__(self, trainer): self.trainer, self.labels, self.seen = trainer, None, []
+    def __init__(self, trainer): self.trainer, self.labels = trainer, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
@@ -406,53 +409,52 @@ class Hooked(TrainerCallback):
     def _keep(self, module, args, output):
         if self.labels is None or not torch.is_grad_enabled(): return
         mask = self.labels != -100
-        self.seen.append((output[0].detach()[:, mask.any(0)].float(), mask[:, mask.any(0)]))
+        self.arrived(output[0].detach()[:, mask.any(0)], mask[:, mask.any(0)])
 
     def on_train_end(self, args, state, control, **kwargs):
         for hook in self.hooks: hook.remove()
 
-# %% ../nbs/12_trl.ipynb #cell-54
+# %% ../nbs/12_trl.ipynb #cell-56
 class DSDCallback(Hooked):
     """Log dsd/mean and dsd/over_xi of a GRPOTrainer that is otherwise left alone: `trainer.add_callback(DSDCallback(trainer))`.
 
     `method`'s n_observables, estimator, xi and dsd_tokens say how DSD is measured; the dictionary is fitted on the first optimizer step,
-    whose states stay in memory until then, and travels with the checkpoints.
+    at most `rows` responses of which wait in CPU memory until then, and travels with the checkpoints.
     """
 
-    def __init__(self, trainer, method: GRPO = GRPO()):
+    def __init__(self, trainer, method: GRPO = GRPO(), rows: int = 256):
         super().__init__(trainer)
-        self.method, self.calibration = method, None
+        self.method, self.rows, self.calibration, self.waiting = method, rows, None, []
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control)
         saved = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "dsd"
         if state.global_step and saved.exists(): self.calibration = Calibration.load(saved)
 
-    def _keep(self, module, args, output):
-        super()._keep(module, args, output)
-        if self.calibration: self._measure()
+    def arrived(self, hidden, mask):
+        if self.calibration: return self._measure(hidden, mask)
+        room = self.rows - sum(len(m) for _, m in self.waiting)
+        if room > 0: self.waiting.append((hidden[:room].float().cpu(), mask[:room].cpu()))
 
     @torch.no_grad()
-    def _measure(self):
-        for hidden, mask in self.seen:
-            spread = response_dsd(hidden, self.calibration.dictionary, first_tokens(mask, self.method.dsd_tokens), self.method.estimator)
-            for key, value in (("dsd/mean", spread), ("dsd/over_xi", over_dispersed(spread, self.calibration.xi).double())):
-                self.trainer._metrics["train"][key].append(self.trainer.accelerator.gather(value.mean()).mean().item())
-        self.seen = []
+    def _measure(self, hidden, mask):
+        spread = response_dsd(hidden, self.calibration.dictionary, first_tokens(mask, self.method.dsd_tokens), self.method.estimator)
+        for key, value in (("dsd/mean", spread), ("dsd/over_xi", over_dispersed(spread, self.calibration.xi).double())):
+            self.trainer._metrics["train"][key].append(self.trainer.accelerator.gather(value.mean()).mean().item())
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.calibration or not self.seen: return
-        T = max(mask.shape[1] for _, mask in self.seen)
-        hidden = torch.cat([F.pad(h, (0, 0, 0, T - h.shape[1])) for h, _ in self.seen])
-        mask = torch.cat([F.pad(m, (0, T - m.shape[1])) for _, m in self.seen])
-        self.calibration = fit_once(self.trainer.accelerator, hidden, mask, self.method, args.seed)
-        self._measure()
+        if self.calibration or not self.waiting: return
+        T = max(mask.shape[1] for _, mask in self.waiting)
+        hidden, mask = [F.pad(h, (0, 0, 0, T - h.shape[1])) for h, _ in self.waiting], [F.pad(m, (0, T - m.shape[1])) for _, m in self.waiting]
+        self.calibration = fit_once(self.trainer.accelerator, hidden, torch.cat(mask), self.method, args.seed)
+        for part in self.waiting: self._measure(*(x.to(self.trainer.accelerator.device) for x in part))
+        self.waiting = []
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "dsd"
         if self.calibration and self.trainer.accelerator.is_main_process: self.calibration.save(folder)
 
-# %% ../nbs/12_trl.ipynb #cell-57
+# %% ../nbs/12_trl.ipynb #cell-59
 @dataclass
 class DataConfig:
     "What to train on and by which method; the rest is in ReLaXConfig and TRL's ModelConfig."
@@ -484,7 +486,7 @@ def math_reward(completions, answer, **kwargs) -> list:
     golds = [parse(f"\\boxed{{{a}}}") for a in answer]
     return [float(verify(gold, parse(text(c)))) if gold else None for gold, c in zip(golds, completions)]
 
-# %% ../nbs/12_trl.ipynb #cell-59
+# %% ../nbs/12_trl.ipynb #cell-61
 def load_task(c: DataConfig):
     "Problems of one of our tasks as a data set, and its verifier as a reward function."
     task = TASKS[c.dataset_name]
@@ -502,7 +504,7 @@ def load_data(c: DataConfig):
         raise ValueError(f"dataset_name: {c.dataset_name} has the columns {data.column_names} and lacks {sorted(missing)}; rename its columns")
     return data.map(lambda row: {"prompt": conversation(row["prompt"], c), "answer": str(row["answer"])}, load_from_cache_file=False), math_reward
 
-# %% ../nbs/12_trl.ipynb #cell-60
+# %% ../nbs/12_trl.ipynb #cell-62
 def build(data: DataConfig, args: ReLaXConfig, model: ModelConfig) -> ReLaXTrainer:
     "The trainer that three configurations describe."
     if data.instruction_turn not in ("user", "system"): raise ValueError(f"instruction_turn: got {data.instruction_turn!r}, accepted are 'user' and 'system'")
@@ -526,5 +528,5 @@ def main(arguments=None):
     trainer.save_model(args.output_dir)
     if hasattr(trainer, "end"): trainer.end()
 
-# %% ../nbs/12_trl.ipynb #cell-62
+# %% ../nbs/12_trl.ipynb #cell-64
 if __name__ == "__main__" and "__file__" in globals(): main()  # as `python -m relax.trl`, not when this notebook runs

@@ -297,6 +297,18 @@ def test_reporters_see_our_keys_next_to_those_of_trl(checkpoint, tmp_path):
     assert {"reward", "entropy", "kl", "clip_ratio/region_mean", "dsd/mean", "dsd/over_xi", "relax/exploration_loss", "relax/gated_kl"} <= report.keys
 
 
+def test_calibration_keeps_few_rows(checkpoint, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("relax.trl.calibrate", lambda hidden, mask, *rest: (seen.append((hidden.shape, mask.shape)), calibrate(hidden, mask, *rest))[1])
+    t = trainer(checkpoint(), tmp_path / "a", per_device_train_batch_size=8, steps_per_generation=2, calibration_rows=12)
+    t.train()
+    assert seen[0][0][:2] == seen[0][1] and seen[0][1][0] == 12
+    w = trainer(checkpoint(), tmp_path / "b", cls=GRPOTrainer, config=lambda folder, n_observables, **o: GRPOConfig(folder, **o), gradient_accumulation_steps=4)
+    w.add_callback(DSDCallback(w, GRPO(n_observables=4), rows=10))
+    w.train()
+    assert seen[1][1][0] == 10 and all("dsd/mean" in row for row in history(w))
+
+
 def test_dictionary_is_refreshed_only_when_asked(checkpoint, tmp_path, monkeypatch):
     fits = []
     plain = ReLaXTrainer._calibrate
@@ -427,7 +439,7 @@ def test_two_processes_share_calibration_and_weights(checkpoint, tmp_path, split
     queue, port = context.Queue(), 20000 + os.getpid() % 20000
     workers = [context.Process(target=one_rank, args=(rank, port, build, queue)) for rank in (0, 1)]
     for w in workers: w.start()
-    (_, a), (_, b) = sorted(queue.get(timeout=60) for _ in workers)
+    (_, a), (_, b) = sorted(queue.get(timeout=240) for _ in workers)
     for w in workers: w.join()
     assert a["weight"] == b["weight"] and a["xi"] == b["xi"] and a["parameters"] == b["parameters"] and a["sizes"] == b["sizes"]
     assert a["history"][-1]["dsd/mean"] == b["history"][-1]["dsd/mean"]
