@@ -387,7 +387,7 @@ class Bonus(GRPO):
         pushed_down = (is_correct(b) & (A < 0)).float().sum() / is_correct(b).float().sum().clamp(min=1)
         return loss, metrics | {"correct_pushed_down": pushed_down}
 
-# %% ../nbs/09_baselines.ipynb #cell-62
+# %% ../nbs/09_baselines.ipynb #cell-65
 #: name -> value. Methods of 07, 08 and 11 (grpo, relax, uniform_kl) are not repeated. HICRA needs `bind(tokenizer)` before its first loss.
 BASELINES = {
     "grpo_static": GRPO(dynamic_sampling=False),
@@ -397,7 +397,7 @@ BASELINES = {
     "dcpo": DCPO(), "hicra": HICRA(), "fr3e": FR3E(), "effective_rank": EffectiveRank(),
     **{f"bonus_{signal}": Bonus(signal=signal) for signal in SIGNALS}}
 
-# %% ../nbs/09_baselines.ipynb #cell-63
+# %% ../nbs/09_baselines.ipynb #cell-66
 @dataclass(frozen=True)
 class Source:
     "Where a method comes from: the door it uses, its equation in a line, the reference, and what is ours because nobody published it."
@@ -406,7 +406,7 @@ class Source:
     reference: str
     ours: str = ""
 
-# %% ../nbs/09_baselines.ipynb #cell-64
+# %% ../nbs/09_baselines.ipynb #cell-67
 SOURCES = {
     "grpo_static": Source("sampling", "groups of equal rewards stay in the batch", "GRPO, arXiv 2402.03300"),
     "simplerl": Source("loss", "J + c H - kl KL(pi, ref)", "SimpleRL-Zoo, arXiv 2503.18892, and its public script"),
