@@ -12,6 +12,7 @@ __all__ = ['AGGREGATION', 'SCALE', 'IDLE', 'EXTRAS', 'KEYS', 'ADVICE', 'shuffled
 import inspect
 import json
 import random
+import threading
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -480,11 +481,16 @@ def text(completion) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def math_reward(completions, answer, **kwargs) -> list:
-    "1.0 where math-verify finds the completion's answer equal to the gold one, else 0.0; None, no signal, where the gold answer cannot be read."
+def math_reward(completions, answer, log_metric=None, **kwargs) -> list:
+    """1.0 where math-verify finds the completion's answer equal to the gold one, else 0.0; None, no signal, where the gold answer cannot be read.
+
+    Logs the share of completions without a readable answer. math-verify's timeouts are signals, which only the main thread can have: elsewhere there are none.
+    """
     from math_verify import parse, verify
-    golds = [parse(f"\\boxed{{{a}}}") for a in answer]
-    return [float(verify(gold, parse(text(c)))) if gold else None for gold, c in zip(golds, completions)]
+    seconds = 5 if threading.current_thread() is threading.main_thread() else None
+    golds, said = ([parse(x, parsing_timeout=seconds) for x in texts] for texts in ([f"\\boxed{{{a}}}" for a in answer], map(text, completions)))
+    if log_metric: log_metric("unparsable", sum(not x for x in said) / len(said))
+    return [float(verify(gold, x, timeout_seconds=seconds)) if gold else None for gold, x in zip(golds, said)]
 
 # %% ../nbs/12_trl.ipynb #cell-61
 def load_task(c: DataConfig):

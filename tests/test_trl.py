@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -519,6 +520,10 @@ def test_local_files_and_instructions(tmp_path):
         assert data[1]["prompt"] == [{"role": "system", "content": "Box it."}, {"role": "user", "content": "half of 1"}]
         said = [[{"role": "assistant", "content": "\\boxed{2}"}], [{"role": "assistant", "content": "\\boxed{\\frac{1}{3}}"}]]
         assert grade(completions=said, answer=data["answer"]) == [1.0, 0.0]
+    with ThreadPoolExecutor(1) as pool: assert pool.submit(grade, said, data["answer"]).result() == [1.0, 0.0]  # off the main thread too
+    seen = {}
+    grade(completions=["\\boxed{2}", "no idea"], answer=["2", "2"], log_metric=seen.__setitem__)
+    assert seen == {"unparsable": 0.5}
     assert conversation("1 + 1", DataConfig(instruction="Box it.")) == [{"role": "user", "content": "1 + 1\nBox it."}] and conversation("x", DataConfig()) == "x"
 
 
