@@ -125,11 +125,12 @@ def head_scores(head, states, ids, temperature: float = 1.0, budget: int = 2**26
     Where that takes several chunks of rows, each chunk's logits are made again in the backward pass instead of being kept.
     """
     x, y = states.flatten(0, 1), ids.flatten()
-    score_chunk = lambda x, y: token_scores(head(x), y, temperature)
+    # one output a chunk: backward must visit both scores, or what it made again for the unused one stays in memory
+    score_chunk = lambda x, y: torch.stack(token_scores(head(x), y, temperature))
     rows = max(1, budget // head.weight.shape[0])
     if len(x) <= rows: chunks = [score_chunk(x, y)]
     else: chunks = [checkpoint(score_chunk, *part, use_reentrant=False) for part in zip(x.split(rows), y.split(rows))]
-    return tuple(torch.cat(z).view_as(ids) for z in zip(*chunks))
+    return tuple(torch.cat(chunks, 1).view(2, *ids.shape).unbind())
 
 
 def score_rows(model, r: Rollouts, temperature: float = 1.0, budget: int = 2**26):

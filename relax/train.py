@@ -230,7 +230,7 @@ class Checkpointing(Updating):
         shutil.rmtree(part, ignore_errors=True)
         self.model.save_pretrained(part)
         self.tokenizer.save_pretrained(part)
-        if self.calibration: self.calibration.save(part)
+        if self.calibration: self.calibration.save(part / "calibration")
         state = self.optimizer.state_dict()["state"]
         save_file({f"{i}.{k}": v for i, s in state.items() for k, v in s.items()}, part / "optimizer.safetensors")
         write_atomic(part / "state.json", json.dumps({"step": self.step, "config": asdict(self.config)}))
@@ -255,7 +255,7 @@ class Checkpointing(Updating):
                              "Delete it to start again") from e
         if config != asdict(self.config):
             raise ValueError(f"folder: {newest} belongs to another configuration, {config}; accepted is {asdict(self.config)}")
-        self.step, self.calibration = step, Calibration.load(newest) if (newest / "calibration.json").exists() else None
+        self.step, self.calibration = step, Calibration.load(newest / "calibration") if (newest / "calibration").exists() else None
         entries = {}
         for key, tensor in tensors.items(): entries.setdefault(int(key.split(".")[0]), {})[key.split(".")[1]] = tensor
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": entries})

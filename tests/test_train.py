@@ -12,7 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from relax.demo import findings, results, verdict
 from relax.evaluate import evaluate_model, from_counts, report
+from relax.experiments import keep_policy
 from relax.grpo import GRPO, group_advantages
+from relax.objective import Calibration
+from relax.reasoner import load_reasoner
 from relax.record import Run, data_dir
 from relax.train import METHODS, StopRequest, TrainConfig, Trainer, main, make_method, parse, steps_done, train
 
@@ -150,6 +153,17 @@ def test_uniform_kl_with_zero_weight_is_grpo_and_relax_with_zero_weights_too(tmp
     runs = [train(TrainConfig(**SMALL | {"steps": 2}, method=m, method_options=o), m, root=tmp_path, progress=False).table("metrics")
             for m, o in (("grpo", None), ("uniform_kl", {"kl": 0.0}), ("relax", {"alpha": 0.0, "beta": 0.0}))]
     for other in runs[1:]: assert (runs[0][["reward", "entropy", "loss"]] == other[["reward", "entropy", "loss"]]).all().all()
+
+
+def test_a_checkpoint_is_a_folder_that_loads_as_a_model_and_a_kept_policy_too(tmp_path):
+    run = train(TrainConfig(**SMALL | {"steps": 1}, method="relax"), "run", root=tmp_path, progress=False)
+    keep_policy(run)
+    newest, = (run.folder / "checkpoint").glob("step-*")
+    for folder in (newest, run.folder / "policy"):
+        model, tokenizer = load_reasoner(str(folder))
+        assert model.config.model_type == "qwen2" and len(tokenizer) == model.config.vocab_size
+        assert Calibration.load(folder / "calibration").dictionary.state_dim == model.config.hidden_size
+    assert not list((run.folder / "policy").glob("optimizer*"))
 
 
 def test_a_refreshed_dictionary_is_learnt_again_only_when_due():
