@@ -54,6 +54,42 @@ def test_orders_systems_by_their_true_dispersion():
     for name in ("robust", "paper"): assert (dsd(h, flat(4), None, name).diff() > 0).all(), name
 
 
+def embedded(radii, T, seed, d=64):
+    "A trajectory of `system` with each radius twice, as a hidden state (1, T, d) of mean square one."
+    x = LinearSystem(system(sorted(2 * radii), seed, skew=0.1), noise=1.0).simulate(1, T, gen(seed))
+    h = x @ torch.randn(x.shape[-1], d, generator=gen(seed + 50), dtype=F64)
+    return h / h.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("m", [25, 50])
+def test_fewer_modes_than_features(m):
+    sets = [[0.6] * 4, [0.5, 0.55, 0.65, 0.7], [0.3, 0.5, 0.6, 0.8], [0.2, 0.3, 0.7, 0.8], [0.05, 0.15, 0.8, 0.9]]
+    truth = torch.tensor(sets, dtype=F64).var(-1, correction=0)
+    found = torch.stack([dsd(torch.cat([embedded(r, 512, seed) for r in sets]), ruler(64, m)) for seed in range(3)]).mean(0)
+    assert (found.diff() > 0).all() and ((found - truth).abs() < 0.15 * truth + 0.008).all()
+
+
+def test_white_noise_has_hardly_any_dispersion_and_a_system_the_same_at_any_length():
+    noise = torch.randn(16, 512, 32, generator=gen(), dtype=F64)
+    assert dsd(noise, ruler(32, 10)).max() < 1e-3
+    h = torch.cat([embedded([0.2, 0.3, 0.7, 0.8], 512, seed) for seed in range(16)])
+    means = torch.stack([dsd(h[:, :T], ruler(64, 25)).mean() for T in (128, 256, 512)])
+    assert means.max() < 1.15 * means.min()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rotated_features_say_the_same(name):
+    h, one, two = walk(4, 60, 8), ruler(8, 6), ruler(8, 6)
+    two.weight.copy_(torch.linalg.qr(torch.randn(6, 6, generator=gen(8), dtype=F64))[0] @ one.weight)
+    one.activation = two.activation = torch.nn.Identity()
+    assert torch.allclose(dsd(h, one, None, name), dsd(h, two, None, name), rtol=1e-6)
+
+
+def test_permuting_the_batch_permutes_the_result():
+    h, order = walk(5, 40, 8), torch.tensor([3, 0, 4, 2, 1])
+    assert torch.allclose(dsd(h, ruler(8, 6))[order], dsd(h[order], ruler(8, 6)), rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("side", ["left", "right", "both"])
 def test_padding_never_matters(name, side):
@@ -82,7 +118,7 @@ def test_unmasked_switch_takes_padding_for_zero_states():
     assert torch.allclose(dsd(h, dictionary, mask, est), dsd_loop(h, dictionary, mask, est))
 
 
-@pytest.mark.parametrize("est", [*NAMES, Estimator(weight=None, ddof=1), Estimator(gram="sources", centre=False), Estimator("singular", weight=None)])
+@pytest.mark.parametrize("est", [*NAMES, Estimator(weight=None, ddof=1), Estimator(weight="residual", level=0.3), Estimator(order=1, edge=0), Estimator(gram="sources", centre=False), Estimator("singular", weight=None)])
 def test_batched_equals_loop(est):
     h, dictionary = walk(6, 40, 8), ruler(8, 6)
     mask = torch.rand(6, 40, generator=gen(4)) < 0.85
@@ -178,4 +214,6 @@ def test_refusals():
         with pytest.raises(ValueError, match=message): dsd(*args)
     with pytest.raises(ValueError, match="'robust', 'paper', 'authors'"): dsd(h, dictionary, mask, "svd")
     with pytest.raises(ValueError, match="spectrum"): Estimator("eigen")
+    with pytest.raises(ValueError, match="weight"): Estimator(weight=0.3)
+    with pytest.raises(ValueError, match="order"): Estimator(order=3)
     with pytest.raises(ValueError, match="weight"): Estimator("singular")
