@@ -113,8 +113,8 @@ def recorded(name: str, root=None) -> dict[str, list[Run]]:
 
 def step_seconds(run: Run) -> float:
     "What a recorded run took in all, in seconds a step."
-    timing = run.table("timing")
-    return float(timing.drop(columns="step").sum(axis=1).mean())
+    timing = run.table("timing").filter(like="_seconds")
+    return float(timing.sum(axis=1).mean())
 
 
 def overview(root=None) -> pd.DataFrame:
