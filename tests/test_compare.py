@@ -1,0 +1,140 @@
+"Comparison figures: scores, bands, differences, findings, verdicts and looks against numbers worked out by hand."
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from relax.compare import (arm_scores, band, base_arm, by_seed, caption, card, changes, curve, differences, draw_curves, draw_pass_at_k, dynamics, finding,
+                           finding_table, forest, interval, kept, last_over_first, legend, levels, logged, look, measured, pass_table, rounded, scores, shown,
+                           suite_means, verdict)
+from relax.experiments import ARMS, EXPERIMENTS
+from relax.record import MISSING, Run
+
+
+def make(root, name, reward, correct=(0, 2, 4), seed=0, method="grpo", **columns):
+    "A run of as many steps as rewards, evaluated on problems with 4 samples, `correct` of them right."
+    run = Run.create(name, {"method": method, "task": "countdown", "seed": seed, "max_grad_norm": 1.0}, root)
+    run.log("metrics", *({"step": i + 1, "reward": r, **{k: v[i] for k, v in columns.items()}} for i, r in enumerate(reward)))
+    for step, shift in ((1, 1), (len(reward), 0)):
+        run.log("evals", *({"step": step, "problem": i, "level": 1, "samples": 4, "correct": min(c + shift, 4)} for i, c in enumerate(correct)))
+    return run
+
+
+@pytest.fixture
+def two(tmp_path): return [make(tmp_path, "a", [0.0, 1.0, 2.0, 3.0]), make(tmp_path, "b", [2.0, 3.0, 4.0, 5.0], (2, 2, 4), 1)]
+
+
+def test_scores_are_of_the_last_evaluation(two):
+    assert np.allclose(scores(two[0], 1), [0, 0.5, 1]) and np.allclose(scores(two[0], 2), [0, 1 - 1 / 6, 1])  # 1 - C(2,2)/C(4,2)
+    assert np.allclose(arm_scores(two, 1), [[0, 0.5, 1], [0.5, 0.5, 1]])
+
+
+def test_scores_of_different_problems_do_not_mix(two, tmp_path):
+    with pytest.raises(ValueError, match="problems"): arm_scores([*two, make(tmp_path, "c", [0.0], (1, 1))], 1)
+
+
+def test_smoothing_is_centred_and_shorter_at_the_ends(two):
+    assert by_seed(two, "reward", 3)["a"].tolist() == [0.5, 1.0, 2.0, 2.5]
+    assert curve(two, "reward", 3).tolist() == [1.5, 2.0, 3.0, 3.5]
+
+
+def test_a_band_is_students_interval_over_seeds(two):
+    b = band(two, "reward", 1)
+    assert b["mean"].tolist() == [1, 2, 3, 4]
+    assert np.allclose(b.high - b["mean"], 12.7062 * 2**0.5 / 2**0.5, atol=1e-3)  # t(.975, 1) s / sqrt(2), s = sqrt(2)
+    assert np.allclose(interval([1, 2, 3]), (2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+
+
+def test_one_seed_has_no_band(two):
+    b = band(two[:1], "reward", 1)
+    assert b["mean"].tolist() == [0, 1, 2, 3] and b.low.isna().all() and b.high.isna().all() and math.isnan(interval([1.0])[0])
+    fig, ax = plt.subplots()
+    assert draw_curves(ax, {"grpo": two[:1]}, "reward", 1)["reward/grpo/low"] == [None] * 4
+    plt.close(fig)
+
+
+def test_derived_and_unknown_columns(tmp_path):
+    run = make(tmp_path, "a", [0.0, 0.0], grad_norm=[0.25, 7.0])
+    assert logged(run, "grad_clipped").tolist() == [0.25, 1.0]
+    with pytest.raises(ValueError, match="dsd_matched"): logged(run, "dsd_matched")
+
+
+def test_change_and_level(tmp_path):
+    run = make(tmp_path, "a", [2.0, 4.0, 1.0, 1.0, 5.0, 7.0])
+    assert last_over_first(run, "reward", 2) == 6 / 3 - 1 and levels([run], "reward", 2).tolist() == [[6.0]] and changes([run], "reward", 2).shape == (1, 1)
+
+
+def test_a_finding_by_hand():
+    f = finding("x", 1, np.array([[1.0], [2.0], [3.0]]))
+    assert np.allclose([f["value"], f["low"], f["high"]], [2, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5]) and f["status"] == "inconclusive" and f["seeds"] == "3"
+    a, b = np.array([[0.6, 0.6], [0.62, 0.62]]), np.array([[0.1, 0.1], [0.12, 0.12]])
+    assert finding("x", 1, a, b)["status"] == "direction holds at smaller scale" and finding("x", -1, a, b)["status"] == "disagrees"
+    assert abs(finding("x", 1, a, b)["value"] - 0.5) < 1e-12 and finding("x", 1, a, b)["seeds"] == "2 / 2"
+    assert measured("x", 1, a, b)[0].startswith("x: +0.500 [+0.")
+
+
+@pytest.mark.parametrize("values", [None, np.empty((0, 1)), [[1.0]], [[1.0], [math.nan]]])
+def test_too_few_seeds_are_no_finding(values):
+    assert kept(values) is None
+    for f in (finding("x", 1, values), finding("x", 1, [[1.0], [2.0]], np.empty((0, 1)) if values is None else values)):
+        assert f["status"] == "not attempted" and shown(f) == MISSING
+    assert MISSING in finding_table([f]) and card([f])[0]["value"] is None
+
+
+def test_a_single_arm_finding_is_not_taken_for_a_difference():
+    assert finding("x", 1, [[1.0], [1.1]], None)["seeds"] == "2"
+    assert finding("x", 1, [[1.0], [1.1]], [[5.0]])["value"] is None  # the other arm has one seed: nothing to compare with
+
+
+def statuses(*names): return [{"what": "w", "value": None if n is None else 1.0, "low": 0, "high": 2, "status": n or "not attempted"} for n in names]
+
+
+@pytest.mark.parametrize("names, word", [
+    ((None, None), f"q: {MISSING}."), (("disagrees", "disagrees"), "q: disagrees (2 disagrees)."),
+    (("disagrees", "inconclusive"), "q: mixed (1 disagrees, 1 inconclusive)."), (("inconclusive", None), f"q: inconclusive, so far (1 inconclusive, 1 {MISSING}).")])
+def test_verdict_follows_its_rule(names, word): assert verdict("q", statuses(*names)) == word
+
+
+def test_differences_keep_arms_without_runs(two):
+    rows = differences({"grpo": two, "relax": two}, lambda runs: arm_scores(runs, 1), "pass@1", "grpo", ("relax", "dapo"))
+    assert [r["arm"] for r in rows] == ["relax", "dapo"] and rows[0]["value"] == 0 and rows[1]["value"] is None
+    fig, ax = plt.subplots()
+    forest(ax, rows, "difference")
+    assert any(MISSING in t.get_text() for t in ax.texts) and [t.get_text() for t in ax.get_yticklabels()] == ["ReLaX", "DAPO"]
+    plt.close(fig)
+
+
+def test_looks_differ_in_grey_and_an_arm_without_a_look_gets_one():
+    for e in EXPERIMENTS.values(): assert len({(str(look(a)["linestyle"]), look(a)["marker"]) for a in e.arms}) == len(e.arms)
+    assert look("grpo")["color"] == "#8c8c8c" and look("relax")["color"] == "#c8102e" and all(look(a)["label"] for a in ARMS)
+    with pytest.raises(ValueError, match="accepted"): look("ppo")
+
+
+def test_nothing_recorded_still_draws(tmp_path):
+    fig, axes, values = dynamics({}, ("reward", "entropy", "length"))
+    assert values == {} and all(MISSING in ax.texts[0].get_text() for ax in axes) and MISSING in caption({}).lower() and base_arm("main", tmp_path) == {}
+    plt.close("all")
+
+
+def test_caption_counts(two):
+    assert caption({"grpo": two}, ("grpo", "dapo")).startswith("2 seeds an arm; evaluated on 3 held-out problems with 4 samples") and "DAPO" in caption({"grpo": two}, ("dapo",))
+    assert "GRPO 2, ReLaX 1" in caption({"grpo": two, "relax": two[:1]})
+
+
+def test_pass_at_k_table_and_picture(two):
+    assert pass_table({"grpo": two}, (1,)).loc["GRPO", "pass@1"].startswith("0.583 [")  # (0 + .5 + 1 + .5 + .5 + 1) / 6
+    fig, ax = plt.subplots()
+    assert draw_pass_at_k(ax, {"grpo": two}, (1, 4)) == {"pass_at_k/grpo": [0.583333, 0.833333]}
+    legend(fig, ax)
+    plt.close(fig)
+
+
+def test_suite_means(two):
+    table = suite_means({"grpo": two}, [[1, 2], [0]]).set_index("suite")
+    assert table.loc["suite 1", "mean"] == 0.75 and table.loc["suite 2", "mean"] == 0.25 and table.seeds.tolist() == [2, 2]
+    assert abs(table.loc["suite 1", "one"] - 0.25**0.5 / 2) < 1e-12  # p = .5 and 1: sqrt(.25 + 0) / 2
+    assert suite_means({}, [[0]]).empty
+
+
+def test_rounded(): assert rounded([0.12345678, math.nan]) == [0.123457, None]
