@@ -102,9 +102,9 @@ class Sampling:
         self.calibration, self.asked = None, {}
         self.limit = config.max_new_tokens or self.task.max_new_tokens
 
-    def generator(self, *key) -> torch.Generator:
+    def generator(self, *key, device=None) -> torch.Generator:
         seed = random.Random(repr((self.config.seed, *key))).getrandbits(62)
-        return torch.Generator(self.model.device).manual_seed(seed)
+        return torch.Generator(device or self.model.device).manual_seed(seed)
 
     def sample(self, problems: list, generator) -> tuple[Rollouts, list]:
         "A group of responses to each problem, judged, and their verdicts."
@@ -156,7 +156,7 @@ class Preparing(Collecting):
     def calibrate(self, r: Rollouts):
         "Algorithm 1: dictionary, xi and scale from the policy as it is, once at the first step unless the method asks for more."
         with torch.no_grad(): (_, _, hidden), m = score(self.model, r, self.config.temperature), self.method
-        self.calibration = calibrate(hidden, r.mask, m.n_observables, m.estimator, m.xi, self.generator("dictionary", self.step),
+        self.calibration = calibrate(hidden, r.mask, m.n_observables, m.estimator, m.xi, self.generator("dictionary", self.step, device="cpu"),
                                      m.objective, m.fit_tokens, m.activation, m.dsd_tokens)
 
     def calibrate_when_due(self, r: Rollouts):
@@ -210,7 +210,7 @@ class Updating(Preparing):
 
     def probe(self, r: Rollouts) -> dict:
         "Has the text changed, or only the states? See `relax.probe.probe`."
-        return {"step": self.step + 1} | probe(self.model, self.reference, r, self.calibration, self.method, self.generator("probe", self.step))
+        return {"step": self.step + 1} | probe(self.model, self.reference, r, self.calibration, self.method, self.generator("probe", self.step, device="cpu"))
 
 # %% ../nbs/11_train.ipynb #cell-17
 def load_weights(model, weights: dict):
