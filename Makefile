@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test bench figures costs export clean
+.PHONY: help demo test bench eval figures costs export clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -30,6 +30,9 @@ test: .venv/all  ## notebooks, pytest, and that modules and README are what the 
 
 bench: .venv/all  ## ratios of speed, written to data/bench.json
 	$(BIN)/python -m relax.bench
+
+eval: .venv/all  ## score a model on benchmarks: MODEL=... BENCH=math500,amc23 (or paper) K=32 ARGS="--placement user"; stops and goes on
+	@$(BIN)/python -m relax.benchmarks $(if $(MODEL),--model "$(MODEL)") $(if $(BENCH),--bench "$(BENCH)") $(if $(K),--k $(K)) $(ARGS)
 
 export: .venv/all  ## modules and README from the notebooks
 	$(BIN)/nbdev_export
