@@ -75,6 +75,7 @@ def _one(h, real, dictionary, est):
     up, energy, one = 1 + est.short * m / n, G.trace() / m, torch.eye(m, dtype=G.dtype, device=G.device)
     r = est.ridge * up * energy + est.floor
     K = torch.linalg.solve(G + r * one, x.T @ y) if est.order == 1 else torch.linalg.solve(G @ G + r**2 * one, G @ x.T @ y)
+    if K.abs().max() <= 1e-12: K = 0 * K  # rounding, where nothing moves
     if est.spectrum == "singular": return _spread_of_one(torch.linalg.svdvals(K) ** 2, torch.ones_like(K[0]), n, est)
     l, v = torch.linalg.eig(K)
     w = _weights_of_one(psi if est.gram == "all" else x, x, y, l.detach(), v.detach(), up, est)
@@ -141,7 +142,10 @@ def _koopman(psi, mask, est):
     r = (est.ridge * (1 + est.short * m / n[:, 0]) * gram.diagonal(dim1=-2, dim2=-1).mean(-1) + est.floor)[:, None, None]
     one = torch.eye(m, dtype=psi.dtype, device=psi.device)
     left, right = (gram + r * one, xy) if est.order == 1 else (gram @ gram + r**2 * one, gram @ xy)
-    return torch.linalg.solve_ex(left, right)[0], Moments(gram, xx, xy, y.mT @ y if est.weight == "residual" else None, n)
+    K = torch.linalg.solve_ex(left, right)[0]
+    # States at rest leave a K of pure rounding (1e-24), on which LAPACK may not converge: there is no motion in it.
+    K = K * (K.detach().abs().amax((-2, -1), keepdim=True) > 1e-12)
+    return K, Moments(gram, xx, xy, y.mT @ y if est.weight == "residual" else None, n)
 
 # %% ../nbs/03_dsd.ipynb #cell-26
 @torch.no_grad()

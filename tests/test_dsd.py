@@ -157,6 +157,17 @@ def test_degenerate_input_is_finite(name, dtype):
         assert value.isfinite().all() and (value >= 0).all() and h.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("m", [8, 25])
+@pytest.mark.parametrize("est", [*NAMES, Estimator(order=1, ridge=1e-2, weight="residual", level=0.3, short=0, edge=0, shrink=0)])
+def test_eigenvalues_of_rounding_are_not_asked_of_lapack(m, est):
+    for seed in range(6):
+        h, dictionary = torch.full((4, 30, 64), 1.0 + seed, dtype=F64, requires_grad=True), ruler(64, m, seed)
+        value = dsd(h, dictionary, None, est)
+        value.sum().backward()
+        assert value.isfinite().all() and h.grad.isfinite().all()
+        assert torch.allclose(value, dsd_loop(h, dictionary, None, est), atol=1e-9)
+
+
 def test_constant_trajectory_has_the_documented_value():
     h, dictionary = torch.full((1, 20, 12), 0.3), ruler(12, 8)
     assert dsd(h, dictionary).item() == pytest.approx(0, abs=1e-12)
