@@ -12,7 +12,6 @@ __all__ = ['AGGREGATION', 'SCALE', 'IDLE', 'EXTRAS', 'KEYS', 'ADVICE', 'shuffled
 import inspect
 import json
 import random
-import threading
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ try:
 except ImportError as error:
     raise ImportError(f"relax.trl stands on TRL ({error}); install it with the extra [trl]: pip install -e '.[trl]'") from error
 
+from .benchmarks import outcomes
 from .dictionary import KoopmanDictionary
 from .grpo import GRPO, Batch, group_advantages, informative, masked_mean
 from .hidden import backbone, capture_hidden
@@ -484,13 +484,11 @@ def text(completion) -> str:
 def math_reward(completions, answer, log_metric=None, **kwargs) -> list:
     """1.0 where math-verify finds the completion's answer equal to the gold one, else 0.0; None, no signal, where the gold answer cannot be read.
 
-    Logs the share of completions without a readable answer. math-verify's timeouts are signals, which only the main thread can have: elsewhere there are none.
+    Judged by `relax.benchmarks.outcomes`: safe in threads, bounded in time, nothing of a completion is run. Logs the share without a readable answer.
     """
-    from math_verify import parse, verify
-    seconds = 5 if threading.current_thread() is threading.main_thread() else None
-    golds, said = ([parse(x, parsing_timeout=seconds) for x in texts] for texts in ([f"\\boxed{{{a}}}" for a in answer], map(text, completions)))
-    if log_metric: log_metric("unparsable", sum(not x for x in said) / len(said))
-    return [float(verify(gold, x, timeout_seconds=seconds)) if gold else None for gold, x in zip(golds, said)]
+    verdicts = outcomes(answer, map(text, completions))
+    if log_metric: log_metric("unparsable", verdicts.count("unparsable") / len(verdicts))
+    return [None if v == "gold" else float(v == "correct") for v in verdicts]
 
 # %% ../nbs/12_trl.ipynb #cell-61
 def load_task(c: DataConfig):

