@@ -5,8 +5,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from relax.compare import (arm_scores, band, base_arm, by_seed, caption, card, changes, curve, differences, draw_curves, draw_pass_at_k, dynamics, finding,
-                           finding_table, forest, interval, kept, last_over_first, legend, levels, logged, look, measured, pass_table, rounded, scores, shown,
+from relax.compare import (arm_scores, band, base_arm, by_seed, caption, card, changes, curve, differences, draw_changes, draw_curves, draw_pass_at_k, dynamics, finding,
+                           finding_table, first_seeds, forest, interval, kept, last_over_first, legend, levels, logged, look, measured, paper_figure, pass_table, rounded, scores, shown,
                            suite_means, verdict)
 from relax.experiments import ARMS, EXPERIMENTS
 from relax.record import MISSING, Run
@@ -138,3 +138,18 @@ def test_suite_means(two):
 
 
 def test_rounded(): assert rounded([0.12345678, math.nan]) == [0.123457, None]
+
+
+def test_first_seeds_makes_arms_alike(two):
+    assert first_seeds({"grpo": two, "relax": two[1:]}, 1) == {"grpo": two[:1]}
+
+
+def test_changes_drawn_are_in_percent(tmp_path):
+    fig, ax = plt.subplots()
+    assert draw_changes(ax, {"grpo": [make(tmp_path, "a", [1.0] * 10 + [1.5] * 10)]}, ("reward",)) == {"change/reward/grpo": [50.0, None, None]}
+    plt.close(fig)
+
+
+def test_what_the_paper_drew():
+    assert "straight" not in paper_figure(1) and "-a exp(H) + b" in paper_figure(1) and "Figure 11" in paper_figure(11)
+    with pytest.raises(ValueError, match="accepted"): paper_figure(12)
