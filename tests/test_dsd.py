@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from relax.dictionary import Eigenpairs, KoopmanDictionary
-from relax.dsd import ESTIMATORS, Estimator, dsd, dsd_loop, koopman_spectrum
+from relax.dsd import ESTIMATORS, Estimator, dsd, dsd_loop, koopman_spectrum, pool_groups
 from relax.dynamics import LinearSystem
 
 F64 = torch.float64
@@ -228,3 +228,27 @@ def test_refusals():
     with pytest.raises(ValueError, match="weight"): Estimator(weight=0.3)
     with pytest.raises(ValueError, match="order"): Estimator(order=3)
     with pytest.raises(ValueError, match="weight"): Estimator("singular")
+
+
+def test_pooled_groups_share_their_transitions_and_no_more():
+    h, dictionary = walk(6, 20, 8), ruler(8, 5)
+    rows, real = pool_groups(h, None, 3)
+    assert rows.shape == (2, 63, 8) and int((real[:, :-1] & real[:, 1:]).sum()) == 6 * 19
+    psi = dictionary(h[:3]).flatten(0, 1)
+    psi = (psi - psi.mean(0)).unflatten(0, (3, 20))
+    K = torch.linalg.solve(psi.flatten(0, 1).T @ psi.flatten(0, 1) + 1e-3 * torch.eye(5, dtype=F64), torch.einsum("kti,ktj->ij", psi[:, :-1], psi[:, 1:]))
+    found = koopman_spectrum(rows, dictionary, real, Estimator(order=1, ridge=0, floor=1e-3, weight=None))[0]
+    assert torch.allclose(found.abs().sort().values, torch.linalg.eigvals(K).abs().sort().values)
+    alone, every = pool_groups(h, None, 1)
+    assert torch.allclose(dsd(alone, dictionary, every), dsd(h, dictionary))
+    dirty, mask = padded(h, [20, 9, 15, 7, 20, 12], "left")
+    assert torch.allclose(dsd(*[pool_groups(dirty, mask, 3)[0], dictionary, pool_groups(dirty, mask, 3)[1]]),
+                          dsd(*[pool_groups(dirty.nan_to_num(5.0), mask, 3)[0], dictionary, pool_groups(dirty, mask, 3)[1]]))
+    with pytest.raises(ValueError, match="group_size = 4"): pool_groups(h, None, 4)
+
+
+def test_pooling_finds_what_short_responses_hide():
+    radii = [0.2, 0.3, 0.7, 0.8]
+    x = LinearSystem(system(sorted(2 * radii), 1, skew=0.1), noise=1.0).simulate(24, 32, gen(1)) @ torch.randn(8, 64, generator=gen(2), dtype=F64)
+    rows, real = pool_groups(x / x.square().mean().sqrt(), None, 24)
+    assert dsd(rows, ruler(64, 25), real).item() == pytest.approx(torch.tensor(radii).var(correction=0).item(), rel=0.3)
