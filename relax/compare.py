@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LABELS', 'COLORS', 'LINES', 'MARKERS', 'OTHERS', 'PANELS', 'MIN_SEEDS', 'RULE', 'KS', 'look', 'spot', 'arms_of',
            'base_arm', 'first_seeds', 'all_runs', 'scores', 'arm_scores', 'pass_table', 'logged', 'by_seed', 'curve',
-           'interval', 'band', 'rounded', 'draw_curves', 'grid', 'legend', 'dynamics', 'last_over_first', 'changes',
-           'levels', 'draw_changes', 'kept', 'finding', 'measure', 'differences', 'measured', 'shown', 'finding_table',
-           'verdict', 'card', 'forest', 'draw_pass_at_k', 'suite_means', 'paper_figure', 'caption']
+           'interval', 'band', 'rounded', 'draw_curves', 'grid', 'legend', 'settle', 'dynamics', 'last_over_first',
+           'changes', 'levels', 'draw_changes', 'kept', 'finding', 'measure', 'differences', 'measured', 'shown',
+           'finding_table', 'verdict', 'card', 'forest', 'draw_pass_at_k', 'suite_means', 'paper_figure', 'caption']
 
 # %% ../nbs/compare.ipynb #cell-3
 import math
@@ -174,6 +174,15 @@ def legend(fig, ax, columns: int = 3):
     "One legend for all panels, below them."
     handles, labels = ax.get_legend_handles_labels()
     if handles: fig.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+
+
+def settle(fig):
+    """Lay the figure out from the start, at the resolution at which it is saved, until nothing moves: the saved bytes then do not depend on whether
+    a notebook has shown it before.
+    """
+    fig.set_dpi(plt.rcParams["savefig.dpi"])
+    for ax in fig.axes: ax.set_subplotspec(ax.get_subplotspec())
+    for _ in range(5): fig.canvas.draw()
 
 
 def dynamics(arms: dict, columns, extra: int = 0) -> tuple:

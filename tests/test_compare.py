@@ -1,4 +1,5 @@
 "Comparison figures: scores, bands, differences, findings, verdicts and looks against numbers worked out by hand."
+import io
 import math
 
 import matplotlib.pyplot as plt
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from relax.compare import (arm_scores, band, base_arm, by_seed, caption, card, changes, curve, differences, draw_changes, draw_curves, draw_pass_at_k, dynamics, finding,
-                           finding_table, first_seeds, forest, interval, kept, last_over_first, legend, levels, logged, look, measured, paper_figure, pass_table, rounded, scores, shown,
+                           finding_table, first_seeds, forest, interval, kept, last_over_first, legend, levels, logged, look, measured, paper_figure, pass_table, rounded, scores, settle, shown,
                            suite_means, verdict)
 from relax.experiments import ARMS, EXPERIMENTS
 from relax.record import MISSING, Run
@@ -153,3 +154,15 @@ def test_changes_drawn_are_in_percent(tmp_path):
 def test_what_the_paper_drew():
     assert "straight" not in paper_figure(1) and "-a exp(H) + b" in paper_figure(1) and "Figure 11" in paper_figure(11)
     with pytest.raises(ValueError, match="accepted"): paper_figure(12)
+
+
+def test_saved_bytes_do_not_depend_on_an_earlier_display(two):
+    saved = []
+    for shown_before in (False, True):
+        fig, _, _ = dynamics({"grpo": two}, ("reward",) * 4)
+        if shown_before: fig.savefig(io.BytesIO(), format="png", dpi=100, bbox_inches="tight")
+        settle(fig)
+        saved.append(io.BytesIO())
+        fig.savefig(saved[-1], format="svg", metadata={"Date": None, "Creator": None})
+    assert saved[0].getvalue() == saved[1].getvalue()
+    plt.close("all")
