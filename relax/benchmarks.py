@@ -20,6 +20,7 @@ import json
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -249,30 +250,37 @@ class Worker:
 
     def start(self):
         program = "\n".join(["import sys", "sys.path = [p for p in sys.path if p]", *map(inspect.getsource, (forbid, judge, serve)), "serve()"])
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8")
-        if self.process.stdout.readline() != "ready\n": raise RuntimeError("The judge process did not start; does `python -c 'import math_verify'` work?")
+        pipe = subprocess.PIPE  # a session of its own, so that Ctrl-C on our side is not taken for a verdict on an answer
+        self.process = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, encoding="utf-8", start_new_session=True)
+        if self.process.stdout.readline() != "ready\n":
+            self.stop()
+            raise RuntimeError("The judge process did not start; does `python -c 'import math_verify'` work?")
 
     def ask(self, gold: str, said: str, seconds: float) -> str:
-        if self.process is None: self.start()
-        try:
-            self.process.stdin.write(json.dumps([seconds, gold, said]) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError: pass  # it died between two questions; the empty reply below says so
-        reply = self.process.stdout.readline().strip()
-        if not reply: self.stop()
-        return reply or "unparsable"
+        "The outcome. An answer that ran out of time is unparsable; one whose judge died otherwise (out of memory, killed from outside) is judged once more."
+        for _ in range(2):
+            if self.process is None: self.start()
+            try:
+                self.process.stdin.write(json.dumps([seconds, gold, said]) + "\n")
+                self.process.stdin.flush()
+            except BrokenPipeError: pass  # it died between two questions; the empty reply says so
+            if reply := self.process.stdout.readline().strip(): return reply
+            if self.stop() in (-signal.SIGPROF, -signal.SIGALRM): break
+        return "unparsable"
 
-    def stop(self):
-        if self.process is None: return
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            try: pipe.close()
-            except BrokenPipeError: pass  # what was never read is lost with its reader
+    def stop(self) -> int | None:
+        "End the process, if there is one; returns its exit status."
+        if self.process is None: return None
+        try: self.process.stdout.close(), self.process.stdin.close()
+        except BrokenPipeError: pass  # what was never read is lost with its reader
+        try: status = self.process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
         self.process = None
+        return status
 
-
+# %% ../nbs/benchmarks.ipynb #cell-33
 @lru_cache(maxsize=1)
 def workers(pid: int) -> queue.SimpleQueue:
     "The workers of this process; a forked child, which has another `pid`, gets its own."
@@ -284,7 +292,7 @@ def workers(pid: int) -> queue.SimpleQueue:
         atexit.register(w.stop)
     return pool
 
-# %% ../nbs/benchmarks.ipynb #cell-33
+# %% ../nbs/benchmarks.ipynb #cell-34
 def outcome(gold: str, said: str, seconds: float = 5.0) -> str:
     """'correct', 'wrong', 'unparsable', or 'gold' where the gold answer cannot be read. Safe in threads; nothing that `said` holds is run.
 
@@ -303,7 +311,7 @@ def outcomes(golds, answers, seconds: float = 5.0) -> list[str]:
     "`outcome` of many pairs, side by side in the workers."
     with ThreadPoolExecutor(8) as threads: return list(threads.map(lambda pair: outcome(*pair, seconds), zip(golds, answers, strict=True)))
 
-# %% ../nbs/benchmarks.ipynb #cell-42
+# %% ../nbs/benchmarks.ipynb #cell-45
 def free_memory(device) -> int:
     "Bytes free on a device; for the processor what Linux says is available, 4 GiB where nobody says."
     if torch.device(device).type == "cuda": return torch.cuda.mem_get_info(device)[0]
@@ -337,7 +345,7 @@ def respond(model, tokenizer, texts: list[str], samples: int, rows: int, max_new
             found[i // size].append((tokenizer.decode(row[:real if end is None else end], skip_special_tokens=True), real if end is None else end + 1, end is not None))
     return found
 
-# %% ../nbs/benchmarks.ipynb #cell-46
+# %% ../nbs/benchmarks.ipynb #cell-49
 def default_temperature(samples: int) -> float:
     "Greedy for one sample; else 1.0, the distribution that training samples from."
     return 0.0 if samples == 1 else 1.0
@@ -367,7 +375,7 @@ def check_golds(problems: list[Problem]) -> list[int]:
     if bad: warnings.warn(f"The grader cannot read the gold answers of problems {bad} ({[golds[i] for i in bad[:3]]}...): they will count as not solved", stacklevel=2)
     return bad
 
-# %% ../nbs/benchmarks.ipynb #cell-47
+# %% ../nbs/benchmarks.ipynb #cell-50
 def count_batch(problems: list[Problem], start: int, answers) -> tuple[list[dict], list[dict]]:
     "Rows for evals.csv and samples.jsonl of a batch of problems whose first one has the number `start`."
     flat = [(i, a) for i, group in enumerate(answers) for a in group]
@@ -397,7 +405,7 @@ def evaluate_problems(run: Run, model, tokenizer, problems: list[Problem], progr
         bar.update(len(rows))
         bar.set_postfix(mean=f"{sum(int(r['correct']) for r in run.rows('evals')) / sum(int(r['samples']) for r in run.rows('evals')):.3f}")
 
-# %% ../nbs/benchmarks.ipynb #cell-48
+# %% ../nbs/benchmarks.ipynb #cell-51
 def response_limit(model, tokenizer, problems, placement: str, asked: int | None) -> int:
     "Tokens of a response: what was asked, by default the paper's 3072 or what the model can read behind its longest prompt. Raises ValueError where nothing is left."
     longest = max(len(x) for x in tokenizer([prompt_text(tokenizer, p.prompt, placement) for p in problems])["input_ids"])
@@ -431,7 +439,7 @@ def evaluate_benchmark(model: str, bench: str, k: int | None = None, temperature
         evaluate_problems(run, policy.eval(), tokenizer, asked, progress)
     return run
 
-# %% ../nbs/benchmarks.ipynb #cell-55
+# %% ../nbs/benchmarks.ipynb #cell-58
 def scores(run: Run) -> dict:
     "What a run found, as a row of text: mean@k, pass@k and intervals over problems in percent, shares of unparsable and of cut answers."
     t, k = run.table("evals"), run.config["eval_samples"]
@@ -450,7 +458,7 @@ def report(runs: list[Run]) -> str:
     means = [(t.correct / t.samples).mean() for t in (r.table("evals") for r in runs)]
     return f"{text}\n\nMean over the {len(runs)} benchmarks: {100 * sum(means) / len(means):.1f}"
 
-# %% ../nbs/benchmarks.ipynb #cell-58
+# %% ../nbs/benchmarks.ipynb #cell-61
 def parse_arguments(arguments=None):
     "The command line as options of `evaluate_benchmark`, and the list of benchmarks."
     p = argparse.ArgumentParser("relax.benchmarks", description="Evaluate a language model on mathematical benchmarks; an interrupted evaluation goes on when called again.")
@@ -484,5 +492,5 @@ def main(arguments=None):
     print(report(runs))
     print("\n".join(str(r.folder / "evals.csv") for r in runs))
 
-# %% ../nbs/benchmarks.ipynb #cell-59
+# %% ../nbs/benchmarks.ipynb #cell-62
 if __name__ == "__main__" and "__file__" in globals(): main()  # as `python -m relax.benchmarks`, not when this notebook runs

@@ -161,6 +161,20 @@ def test_the_guard_refuses(code):
     assert result.returncode == 1 and "PermissionError" in result.stderr and "refused while an answer is judged" in result.stderr
 
 
+def test_an_answer_that_always_kills_its_judge_is_unparsable(monkeypatch):
+    monkeypatch.setattr(room, "judge", judge)
+    worker = room.Worker()
+    assert [worker.ask("7", said, 5.0) for said in ("fine", "die", "fine")] == ["correct", "unparsable", "correct"]
+    worker.stop()
+
+
+def judge(gold, said):
+    "A judge that one answer kills."
+    import os
+    if said == "die": os._exit(1)
+    return "correct"
+
+
 def test_the_guard_lets_numbers_and_imports_through():
     assert guarded("from dataclasses import dataclass; import decimal, colorsys; print(eval('1 + 2'), open(os.__file__).read(1))").returncode == 0
 
@@ -177,8 +191,7 @@ def test_threads_and_dying_workers():
     for w in idle:
         if w.process: w.process.kill()
         pool.put(w)
-    time.sleep(0.2)
-    assert {outcome("7", r"\boxed{7}") for _ in range(2 * len(idle))} <= {"correct", "unparsable"} and outcome("7", r"\boxed{7}") == "correct"
+    assert {outcome("7", r"\boxed{7}") for _ in range(2 * len(idle))} == {"correct"}  # a judge that was killed from outside is no verdict
 
 
 def test_import_stays_light():
