@@ -85,7 +85,7 @@ def test_calibration_round_trip(states, tmp_path):
 
 
 def test_with_zero_weights_relax_is_grpo(states):
-    b = batch(states, torch.randn(8), calibrate(*states, n_observables=4))
+    b = batch(states, torch.randn(8), calibrate(*states, n_observables=4, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(ReLaX(alpha=0.0, beta=0.0).loss(b)[0], GRPO().loss(b)[0])
 
 
@@ -94,7 +94,7 @@ def test_with_zero_weights_relax_is_grpo(states):
     ({"shaping": False, "freeze_over": False}, lambda A, over: torch.ones_like(over))])
 def test_exploration_reaches_whom_it_should(states, options, reached):
     A = torch.tensor([1.0, -1, 1, -1, 1, 1, -1, 1])
-    b = batch(states, A, calibrate(*states, n_observables=4, xi="q60"))
+    b = batch(states, A, calibrate(*states, n_observables=4, xi="q60", generator=torch.Generator().manual_seed(0)))
     loss, metrics = ReLaX(alpha=1.0, beta=0.0, **options).loss(b)
     grad, = torch.autograd.grad(loss, b.hidden)
     from relax.dsd import dsd
@@ -105,7 +105,7 @@ def test_exploration_reaches_whom_it_should(states, options, reached):
 
 def test_a_step_down_the_exploration_loss_raises_dsd(states):
     from relax.dsd import dsd
-    calibration = calibrate(*states, n_observables=4, xi=float("inf"))
+    calibration = calibrate(*states, n_observables=4, xi=float("inf"), generator=torch.Generator().manual_seed(0))
     b = batch(states, torch.ones(8), calibration)
     grad, = torch.autograd.grad(ReLaX(alpha=1.0, beta=0.0).loss(b)[0], b.hidden)
     before, after = (dsd(h, calibration.dictionary, b.mask).mean() for h in (b.hidden, b.hidden - 0.05 * grad / grad.norm()))
@@ -113,14 +113,14 @@ def test_a_step_down_the_exploration_loss_raises_dsd(states):
 
 
 def test_kl_gates(states):
-    calibration = calibrate(*states, n_observables=4, xi="q60")
+    calibration = calibrate(*states, n_observables=4, xi="q60", generator=torch.Generator().manual_seed(0))
     b = batch(states, torch.zeros(8), calibration, ref=0.7)
     loss = {g: ReLaX(alpha=0.0, beta=1.0, gate=g).loss(b)[0].item() for g in ("none", "adaptive", "all")}
     assert loss["none"] == 0 < loss["adaptive"] < loss["all"] and abs(loss["all"] - sampled_kl(torch.tensor(-1.0), torch.tensor(-0.3)).item()) < 1e-6
 
 
 def test_uniform_kl_survives_a_gate_that_is_shut(states):
-    calibration = calibrate(*states, n_observables=4)
+    calibration = calibrate(*states, n_observables=4, generator=torch.Generator().manual_seed(0))
     method = ReLaX(kl=0.5, alpha=0.0, beta=0.0)
     assert method.needs_reference and not method.gated
     loss, metrics = method.loss(batch(states, torch.ones(8), calibration, ref=0.3))
@@ -128,15 +128,15 @@ def test_uniform_kl_survives_a_gate_that_is_shut(states):
 
 
 def test_kl_aggregation_is_its_own_switch(states):
-    calibration = calibrate(*states, n_observables=4, xi=0.0)
+    calibration = calibrate(*states, n_observables=4, xi=0.0, generator=torch.Generator().manual_seed(0))
     kl = {a: ReLaX(kl_aggregation=a).loss(batch(states, torch.ones(8), calibration, ref=0.3))[1]["gated_kl"].item() for a in (None, "token", "sum")}
     assert kl[None] == kl["token"] and kl["sum"] == pytest.approx(kl["token"] * states[1].sum().item(), rel=1e-4)
 
 
 def test_dsd_of_the_beginning_only(states):
-    calibration = calibrate(*states, n_observables=4, dsd_tokens=12)
-    whole = calibrate(*states, n_observables=4)
-    assert torch.equal(calibration.dictionary.weight, whole.dictionary.weight) or calibration.initial_dsd != whole.initial_dsd
+    calibration = calibrate(*states, n_observables=4, dsd_tokens=12, generator=torch.Generator().manual_seed(0))
+    whole = calibrate(*states, n_observables=4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(calibration.dictionary.weight, whole.dictionary.weight) and calibration.initial_dsd != whole.initial_dsd
     b = batch(states, torch.ones(8), calibration)
     loss, _ = ReLaX(alpha=1.0, dsd_tokens=12, freeze_over=False).loss(b)
     grad, = torch.autograd.grad(loss, b.hidden)
@@ -144,7 +144,7 @@ def test_dsd_of_the_beginning_only(states):
 
 
 def test_scale_is_explicit(states):
-    calibration = calibrate(*states, n_observables=4, xi=float("inf"))
+    calibration = calibrate(*states, n_observables=4, xi=float("inf"), generator=torch.Generator().manual_seed(0))
     b = batch(states, torch.ones(8), calibration)
     raw, scaled = (ReLaX(alpha=1.0, beta=0.0, dsd_scale=s).loss(b)[1]["exploration_loss"].item() for s in ("raw", "initial"))
     assert scaled < raw < 0 and isinstance(calibration.dictionary, KoopmanDictionary)
@@ -167,7 +167,7 @@ def test_states_that_never_moved_calibrate_to_a_finite_loss():
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"xi": "a", "initial_dsd": 1}', '{"xi": 1, "initial_dsd": null}', "\xff"])
 def test_a_foreign_calibration_is_refused(states, tmp_path, text):
-    calibrate(*states, n_observables=4).save(tmp_path)
+    calibrate(*states, n_observables=4, generator=torch.Generator().manual_seed(0)).save(tmp_path)
     (tmp_path / "calibration.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match="^folder"): Calibration.load(tmp_path)
 
@@ -183,7 +183,7 @@ def test_a_response_of_one_token_is_still_and_harms_nobody(states):
     hidden, mask = states
     short = mask.clone()
     short[2] = torch.arange(30) < 1
-    calibration = calibrate(hidden, short, n_observables=4)
+    calibration = calibrate(hidden, short, n_observables=4, xi=float("inf"), generator=torch.Generator().manual_seed(0))
     spread = response_dsd(hidden, calibration.dictionary, short)
     others = torch.arange(8) != 2
     assert spread[2] == 0 and torch.allclose(spread[others], dsd(hidden[others], calibration.dictionary, short[others]))
