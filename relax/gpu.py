@@ -196,8 +196,8 @@ def count_all(rows: int = 16, tokens: int = 1024) -> list[dict]:
 # %% ../nbs/14_gpu.ipynb #cell-43
 #: bfloat16 numbers a token, in multiples of ff and of d, that a block holds at the worst moment of its backward pass (read off `counted`).
 BLOCK = (8, 16)
-#: float32 copies of a chunk of logits at the worst moment of its backward pass (read off `logit_peaks`, below), and logits in a chunk.
-LOGIT_COPIES, CHUNK = 5, 2**26
+#: float32 copies of a chunk of logits at the worst moment of its backward pass (read off `logit_peaks`, below), and logits in a chunk of ours; TRL has a kernel for it.
+LOGIT_COPIES, CHUNK = 7, 2**26
 
 
 def activations(s: Shape, rows: int, tokens: int) -> dict:

@@ -276,6 +276,10 @@ def test_four_bit_policy_samples_learns_and_comes_back(checkpoint, tmp_path, arc
     r = some_rollouts(model)
     method = ReLaX(alpha=1.0, beta=0.1, n_observables=4)
     with torch.no_grad(): calibration = calibrate(score(model, r)[2], r.mask, 4, generator=torch.Generator().manual_seed(0))
+    b = make_batch(model, model, r, method, calibration, 4)
+    with torch.no_grad(), model.disable_adapter(): base = score(model, r, n_buckets=1)[0]
+    torch.testing.assert_close(b.ref_logp, base)  # the reference is the model without its adapters
+    assert (b.logp - b.ref_logp)[r.mask].abs().mean() > 0.01
     def loss(model): return method.loss(make_batch(model, model, r, method, calibration, 4))[0]
     def step(model):
         adam = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
