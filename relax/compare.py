@@ -175,7 +175,7 @@ def legend(fig, ax, columns: int = 3):
     handles, labels = ax.get_legend_handles_labels()
     if handles: fig.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
 
-
+# %% ../nbs/compare.ipynb #cell-19
 def settle(fig):
     """Lay the figure out from the start, at the resolution at which it is saved, until nothing moves: the saved bytes then do not depend on whether
     a notebook has shown it before.
@@ -194,7 +194,7 @@ def dynamics(arms: dict, columns, extra: int = 0) -> tuple:
     legend(fig, axes[0])
     return fig, axes, values
 
-# %% ../nbs/compare.ipynb #cell-21
+# %% ../nbs/compare.ipynb #cell-22
 def last_over_first(run: Run, column: str, window: int = 10) -> float:
     "A column's mean over the last `window` steps, relative to its first `window`, as a change: 0 is no change."
     table = logged(run, column)
@@ -210,7 +210,7 @@ def levels(runs: list[Run], column: str, window: int = 10) -> np.ndarray:
     "A column's mean over the last `window` steps of each run, (seeds, 1)."
     return np.array([[float(logged(r, column).tail(window).mean())] for r in runs])
 
-# %% ../nbs/compare.ipynb #cell-22
+# %% ../nbs/compare.ipynb #cell-23
 def draw_changes(ax, arms: dict, columns) -> dict:
     "Change from the first to the last ten steps of several logged columns, in percent, each arm with its 95 % interval over seeds. Returns what was plotted."
     values, step = {}, 0.7 / max(len(arms), 1)
@@ -225,7 +225,7 @@ def draw_changes(ax, arms: dict, columns) -> dict:
     ax.set_yticklabels([PANELS[c][0] for c in columns], fontsize=7)
     return values
 
-# %% ../nbs/compare.ipynb #cell-26
+# %% ../nbs/compare.ipynb #cell-27
 MIN_SEEDS = 2
 RULE = ("Rule: a finding is 'direction holds at smaller scale' where its 95 % interval lies wholly on the paper's side, 'disagrees' where wholly on the other, else 'inconclusive'; "
         "it needs two seeds an arm. Where all findings of a figure have one status, that is the verdict; where not, the verdict is 'mixed'.")
@@ -261,7 +261,7 @@ def differences(arms: dict, of, what: str, reference: str, names, expected=1) ->
     "A finding for each arm of `names` against `reference`, by `of(runs)` -> (seeds, n)."
     return [finding(f"{what}, {look(a)['label']} - {look(reference)['label']}", expected, measure(arms, a, of), measure(arms, reference, of)) | {"arm": a} for a in names]
 
-# %% ../nbs/compare.ipynb #cell-27
+# %% ../nbs/compare.ipynb #cell-28
 def measured(what: str, sign: int, a, b) -> tuple[str, str]:
     "One finding in words, with its 95 % interval, and its status; `sign` is the direction that the paper claims."
     f = finding(what, sign, a, b)
@@ -293,7 +293,7 @@ def card(findings: list[dict]) -> list[dict]:
     "Findings for a figure's JSON."
     return [{k: round(v, 6) if isinstance(v, float) else v for k, v in f.items()} for f in findings]
 
-# %% ../nbs/compare.ipynb #cell-31
+# %% ../nbs/compare.ipynb #cell-32
 def forest(ax, findings: list[dict], xlabel: str, title: str = ""):
     "Differences with intervals, one row a finding that has an 'arm'; rows that are not recorded yet say so."
     for y, f in zip(range(len(findings), 0, -1), findings):
@@ -306,7 +306,7 @@ def forest(ax, findings: list[dict], xlabel: str, title: str = ""):
     ax.grid(axis="y", visible=False)
     ax.locator_params(axis="x", nbins=5)
 
-# %% ../nbs/compare.ipynb #cell-33
+# %% ../nbs/compare.ipynb #cell-34
 KS = (1, 2, 4, 8, 16, 32)
 
 
@@ -322,7 +322,7 @@ def draw_pass_at_k(ax, arms: dict, ks=KS) -> dict:
     ax.set(title="held-out pass@k", xlabel="k (samples a problem)", ylabel="solved share", xticks=ks, xticklabels=ks)
     return values
 
-# %% ../nbs/compare.ipynb #cell-35
+# %% ../nbs/compare.ipynb #cell-36
 def suite_means(arms: dict, suites: list[list[int]]) -> pd.DataFrame:
     "One row an arm and suite: mean@32 with its 95 % interval, `one`, the standard deviation of a mean@1 by sampling alone, seeds, problems."
     frame, rows = evaluations(arms, suites), []
@@ -335,7 +335,7 @@ def suite_means(arms: dict, suites: list[list[int]]) -> pd.DataFrame:
         rows.append({"arm": arm, "suite": name, "mean": float(s.mean()), "low": low, "high": high, "one": one, "seeds": s.shape[0], "problems": s.shape[1]})
     return pd.DataFrame(rows, columns=["arm", "suite", "mean", "low", "high", "one", "seeds", "problems"])
 
-# %% ../nbs/compare.ipynb #cell-37
+# %% ../nbs/compare.ipynb #cell-38
 def paper_figure(number: int) -> str:
     "What is known of the paper's figure, from data/paper/figures.csv, as Markdown. Raises ValueError for a figure it does not have."
     table = pd.read_csv(data_dir() / "paper" / "figures.csv", index_col="figure", keep_default_na=False)
@@ -344,7 +344,7 @@ def paper_figure(number: int) -> str:
     rows = {"shows": f.shows, "models": f.models, "methods": f.methods, "numbers": f.numbers or "none known here"}
     return markdown_table(pd.DataFrame({f"Figure {number} of the paper ({f.section})": {k: v for k, v in rows.items() if v}}).rename_axis(" "))
 
-# %% ../nbs/compare.ipynb #cell-40
+# %% ../nbs/compare.ipynb #cell-41
 def caption(arms: dict, names=(), window: int = 5) -> str:
     "What the lines and bars of a figure stand for: seeds, problems, intervals; and which arms of `names` are not recorded yet."
     if not arms: return f"{MISSING.capitalize()}: no runs."
