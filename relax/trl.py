@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['AGGREGATION', 'SCALE', 'IDLE', 'EXTRAS', 'KEYS', 'ADVICE', 'shuffled', 'take', 'merge', 'ReLaXConfig', 'refuse',
            'refuse_groups', 'refuse_method', 'rehearse', 'Judging', 'Refilling', 'fit_once', 'Collecting', 'Learning',
-           'last_checkpoint', 'Resuming', 'ReLaXTrainer', 'Hooked', 'DSDCallback', 'DataConfig', 'conversation', 'text',
-           'math_reward', 'load_task', 'load_data', 'build', 'main']
+           'last_checkpoint', 'Resuming', 'refuse_merging', 'ReLaXTrainer', 'Hooked', 'DSDCallback', 'DataConfig',
+           'conversation', 'text', 'math_reward', 'load_task', 'load_data', 'build', 'main']
 
 # %% ../nbs/12_trl.ipynb #cell-5
 import inspect
@@ -360,6 +360,13 @@ class Resuming(Learning):
             for _ in range(int(self.state.epoch)): torch.randperm(self._sampler.num_samples, generator=generator)
 
 # %% ../nbs/12_trl.ipynb #cell-40
+def refuse_merging(model, args, quantization):
+    "Raise ValueError for vLLM with a quantised model."
+    if args.use_vllm and (quantization or getattr(getattr(model, "config", None), "quantization_config", None)):
+        raise ValueError("use_vllm: got True with a quantised model; TRL would merge the adapter into rounded weights, and the rollouts would not "
+                         "come from the policy. Set use_vllm=False, or train the adapter on a model that is not quantised")
+
+
 ADVICE = ("Out of memory. In this order: keep gradient_checkpointing=True; lower max_completion_length; lower num_generations and "
           "per_device_train_batch_size together (more gradient_accumulation_steps keep the batch); train adapters (peft_config=LoraConfig()), "
           "then 4-bit (quantization_config); set beta=0, which needs no reference model.")
@@ -383,7 +390,10 @@ class ReLaXTrainer(Resuming):
         if not self.method.needs_reference: args.beta = 0.0
         if self.method.dynamic_sampling and isinstance(train_dataset, IterableDataset):
             raise ValueError("train_dataset: got a stream, in which dynamic sampling cannot draw new prompts; load it whole or set dynamic_sampling=False")
+        refuse_merging(model, args, kwargs.get("quantization_config"))
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **kwargs)
+        if getattr(self.model.config, "quantization_config", None):  # TRL makes their adapters bfloat16, in which small steps are rounded away
+            for p in self.model.parameters(): p.data = p.data.float() if p.requires_grad else p.data
         if self._is_vlm and self.method.dynamic_sampling:
             raise ValueError("dynamic_sampling: got True with an image processor; generation batches with images cannot be joined, set it to False")
         backbone(self.accelerator.unwrap_model(self.model))

@@ -350,6 +350,7 @@ def test_4bit_lora_trains_saves_and_goes_on(checkpoint, tmp_path, arch):
                                                  max_steps=4, save_strategy="steps", save_steps=2, shuffle_dataset=arch != "Llama")
     whole = build("whole", [seen])
     assert type(whole.model.get_base_model().model.layers[0].mlp.down_proj).__name__ == "Linear4bit"
+    assert {p.dtype for p in whole.model.parameters() if p.requires_grad} == {torch.float32}
     whole.train()
     trained = {n for n, p in whole.model.named_parameters() if p.requires_grad}
     assert trained and all("lora" in n for n in trained)
@@ -357,6 +358,12 @@ def test_4bit_lora_trains_saves_and_goes_on(checkpoint, tmp_path, arch):
     again = build("whole")
     again.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
     assert history(again) == history(whole)
+
+
+def test_merging_into_rounded_weights_is_refused(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="use_vllm=False"):
+        trainer(checkpoint("Llama"), tmp_path, peft_config=LORA, quantization_config=BitsAndBytesConfig(load_in_4bit=True), use_vllm=True,
+                vllm_importance_sampling_mode="sequence_mask")
 
 
 def test_every_parameter_gets_gradient_from_exploration_alone(checkpoint, tmp_path):
