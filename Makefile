@@ -39,8 +39,9 @@ export: .venv/all  ## modules and README from the notebooks
 	$(BIN)/nbdev_clean
 	$(BIN)/python -c 'from relax.record import write_readme; write_readme()'
 
-figures: .venv/core  ## redraw all figures from the recorded runs
+figures: .venv/all  ## redraw all figures and tables from the recorded runs
 	$(BIN)/python -m relax.demo --recorded
+	$(BIN)/nbdev_test --path nbs/paper --n_workers 2
 
 costs: .venv/all  ## time and memory of every notebook, written to data/notebooks.json
 	$(BIN)/python -c 'from relax.record import measure_costs; measure_costs()'
