@@ -358,7 +358,7 @@ def readme(notebook: Path) -> str:
         if "#| echo: false" not in source: parts.append(f"```python\n{source}\n```")
         parts += [output_text(o) for o in cell["outputs"] if output_text(o)]
     text = "\n\n".join(parts).replace("](../", "](") + "\n"
-    return re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text)
+    return re.sub(r"\]\(((?:\w+/)*\w+\.ipynb)\)", r"](nbs/\1)", text)
 
 
 def output_text(output: dict) -> str:
