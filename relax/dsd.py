@@ -59,8 +59,11 @@ ESTIMATORS = {
 
 def _estimator(estimator):
     if isinstance(estimator, Estimator): return estimator
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator: got {estimator!r}, accepted are {', '.join(map(repr, ESTIMATORS))} or an Estimator")
+    fields = vars(ESTIMATORS["robust"])
+    if isinstance(estimator, dict) and estimator.keys() <= fields.keys(): return Estimator(**fields | estimator)
+    if isinstance(estimator, dict) or estimator not in ESTIMATORS:
+        raise ValueError(f"estimator: got {estimator!r}, accepted are {', '.join(map(repr, ESTIMATORS))}, an Estimator, "
+                         f"or a dict of fields in which it differs from 'robust': {', '.join(fields)}")
     return ESTIMATORS[estimator]
 
 # %% ../nbs/03_dsd.ipynb #cell-22
@@ -174,7 +177,7 @@ def dsd(hidden: torch.Tensor, dictionary, mask: torch.Tensor | None = None, esti
     """Dynamic spectral dispersion of each trajectory: (B,) float64, differentiable in `hidden` (B, T, d).
 
     dictionary: a `KoopmanDictionary`.  mask: (B, T), true on real tokens, padding at either end (it may hold anything).
-    estimator: "robust", "paper" (eq. 7), "authors" (the draft code) or an `Estimator`.
+    estimator: "robust", "paper" (eq. 7), "authors" (the draft code), an `Estimator`, or a dict of fields in which it differs from "robust".
     Constant and two-token trajectories are legal: constant gives 0 ("robust") or 1/m ("paper").
     Raises ValueError for shapes and dtypes that do not fit, a row without two consecutive real tokens, NaN or Inf in a real token.
     """

@@ -53,6 +53,16 @@ DEVIATIONS = {
     "relax_as_printed": arm("relax", estimator="paper", objective="paper", xi=10.0, dsd_scale="raw", freeze_over=False, kl_aggregation="sum", beta=0.01),
     "relax_as_drafted": arm("relax", estimator="authors", objective="authors", xi=10.0, dsd_scale="raw", refresh=50, clip_low=1.0, clip_high=float("inf"),
                             beta=0.01),
+    "relax_beta": arm("relax", beta=0.01),
+    "relax_singular": arm("relax", estimator={"spectrum": "singular", "weight": None}),
+    "relax_uncentred": arm("relax", estimator={"centre": False}),
+    "relax_sources": arm("relax", estimator={"gram": "sources"}),
+    "relax_least_squares": arm("relax", estimator={"order": 1, "ridge": 1e-10, "floor": 1e-12}),
+    "relax_draft_ridge": arm("relax", estimator={"order": 1, "ridge": 0.0, "floor": 1e-3}),
+    "relax_even_weights": arm("relax", estimator={"weight": None}),
+    "relax_noise_left": arm("relax", estimator={"short": 0.0, "edge": 0.0, "shrink": 0.0}),
+    "relax_ddof": arm("relax", estimator={"ddof": 1}),
+    "relax_unmasked": arm("relax", estimator={"masked": False}),
 }
 ARMS = CONTROLS | ABLATIONS | ALPHAS | OBSERVABLES | THRESHOLDS | RIVALS | SIGNALS | DEVIATIONS
 

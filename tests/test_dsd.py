@@ -252,3 +252,10 @@ def test_pooling_finds_what_short_responses_hide():
     x = LinearSystem(system(sorted(2 * radii), 1, skew=0.1), noise=1.0).simulate(24, 32, gen(1)) @ torch.randn(8, 64, generator=gen(2), dtype=F64)
     rows, real = pool_groups(x / x.square().mean().sqrt(), None, 24)
     assert dsd(rows, ruler(64, 25), real).item() == pytest.approx(torch.tensor(radii).var(correction=0).item(), rel=0.3)
+
+
+def test_a_dict_of_changes_is_an_estimator():
+    g = torch.Generator().manual_seed(0)
+    states, dictionary = torch.randn(2, 30, 6, generator=g), KoopmanDictionary(6, 4, g)
+    assert torch.equal(dsd(states, dictionary, estimator={"weight": None, "ridge": 0.1}), dsd(states, dictionary, estimator=Estimator(weight=None, ridge=0.1)))
+    with pytest.raises(ValueError, match="a dict of fields"): dsd(states, dictionary, estimator={"wait": None})
