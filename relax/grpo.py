@@ -287,7 +287,7 @@ class GRPO:
     aggregation: str = "token"
     dynamic_sampling: bool = True
     n_observables: int = 10
-    estimator: str = "robust"
+    estimator: str | dict = "robust"
     xi: float | str = "q90"
     objective: str = "normalized"
     activation: str = "sigmoid"
