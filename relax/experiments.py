@@ -177,7 +177,7 @@ def reproduce(name: str, workers: int = 2, root=None, progress: bool = True) -> 
         if run.config["seed"] == 0 and run.id in {f"{e.model}-{a}-s0" for a in KEPT}: keep_policy(run)
     return recorded(name, root)
 
-
+# %% ../nbs/experiments.ipynb #cell-19
 def main(arguments=None):
     "Console script relax_reproduce."
     parser = argparse.ArgumentParser("relax_reproduce", description="Make the runs of an experiment that are not recorded yet.")

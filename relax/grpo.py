@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AGGREGATIONS', 'Rollouts', 'check_context', 'check_request', 'positions', 'pick', 'sample', 'encode', 'decode',
            'token_scores', 'head_scores', 'score_rows', 'score', 'trim', 'group_advantages', 'stack', 'informative',
-           'check_choice', 'masked_mean', 'clipped_loss', 'Batch', 'sampled_kl', 'GRPO']
+           'check_choice', 'masked_mean', 'clipped_loss', 'Batch', 'sampled_kl', 'Watched', 'GRPO']
 
 # %% ../nbs/07_grpo.ipynb #cell-3
 from dataclasses import dataclass, replace
@@ -272,20 +272,13 @@ def sampled_kl(logp, ref_logp) -> torch.Tensor:
 
 # %% ../nbs/07_grpo.ipynb #cell-37
 @dataclass(frozen=True)
-class GRPO:
-    """GRPO as a value: hyper-parameters, what it needs from the loop, and a loss.
+class Watched:
+    """How a run watches DSD; of all methods only ReLaX acts on it.
 
-    `kl` > 0 adds the uniform KL penalty to the initial policy on every token: the control without which ReLaX cannot be judged.
-    `n_observables`, `estimator` and `xi` (a number, or a quantile of the initial policy's DSD) say how DSD is watched; only ReLaX acts
-    on it. `objective` is what the dictionary learns by, from the first `fit_tokens` of each response (None: all), once, or again every
-    `refresh` steps; `activation` is its g, and DSD looks at the first `dsd_tokens`.
+    estimator: a name, or a dict of changes, as `relax.dsd.dsd` takes them. xi: a number, or a quantile of the initial policy's DSD.
+    objective: what the dictionary learns by, from the first `fit_tokens` of each response (None: all), once, or again every `refresh`
+    steps; activation: its g. DSD looks at the first `dsd_tokens`.
     """
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    kl: float = 0.0
-    scale: str = "std"
-    aggregation: str = "token"
-    dynamic_sampling: bool = True
     n_observables: int = 10
     estimator: str | dict = "robust"
     xi: float | str = "q90"
@@ -294,6 +287,20 @@ class GRPO:
     fit_tokens: int | None = None
     dsd_tokens: int | None = None
     refresh: int = 0
+
+# %% ../nbs/07_grpo.ipynb #cell-38
+@dataclass(frozen=True)
+class GRPO(Watched):
+    """GRPO as a value: hyper-parameters, what it needs from the loop, and a loss.
+
+    `kl` > 0 adds the uniform KL penalty to the initial policy on every token: the control without which ReLaX cannot be judged.
+    """
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    kl: float = 0.0
+    scale: str = "std"
+    aggregation: str = "token"
+    dynamic_sampling: bool = True
 
     def __post_init__(self):
         check_choice("scale", self.scale, ("std", "none"))

@@ -127,9 +127,8 @@ class ReLaX(GRPO):
     """GRPO + alpha * exploration loss + beta * adaptive KL (eq. 12), as a value.
 
     dsd_scale: 'initial' divides DSD by its mean on the initial policy before eq. 11, so that alpha means the same for every estimator
-    (where that mean is 0, as for constant states, DSD stays raw); 'raw' leaves it. freeze_over: no exploration gradient above xi, as in the
-    authors' draft code. gate: 'adaptive' (KL above xi), 'all' (uniform), 'none'. kl_aggregation: of the gated KL, see `adaptive_kl`;
-    None takes that of the policy loss. Raises ValueError for any other choice.
+    (where that is 0, DSD stays raw). freeze_over: no exploration gradient above xi, as in the authors' draft code. gate: 'adaptive' (KL
+    above xi), 'all' or 'none'. kl_aggregation: as in `adaptive_kl`, None for that of the policy loss. Raises ValueError for other choices.
     """
     alpha: float = 0.1
     beta: float = 0.02
@@ -141,9 +140,8 @@ class ReLaX(GRPO):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("kl_aggregation", self.kl_aggregation, (None, *AGGREGATIONS))
-        check_choice("dsd_scale", self.dsd_scale, ("initial", "raw"))
-        check_choice("gate", self.gate, ("adaptive", "all", "none"))
+        for name, accepted in dict(kl_aggregation=(None, *AGGREGATIONS), dsd_scale=("initial", "raw"), gate=("adaptive", "all", "none")).items():
+            check_choice(name, getattr(self, name), accepted)
 
     @property
     def gated(self) -> bool: return self.beta > 0 and self.gate != "none"
@@ -158,9 +156,8 @@ class ReLaX(GRPO):
         spread = torch.where(over, raw.detach(), raw) if self.freeze_over else raw
         if self.dsd_scale == "initial" and b.calibration.initial_dsd > 0: spread = spread / b.calibration.initial_dsd
         exploration = exploration_loss(spread.to(loss.dtype), b.advantages if self.shaping else None)
-        metrics |= {"exploration_loss": exploration, "over_xi": over.float().mean()}
-        loss = loss + self.alpha * exploration
+        loss, metrics = loss + self.alpha * exploration, metrics | {"exploration_loss": exploration, "over_xi": over.float().mean()}
         if not self.gated: return loss, metrics
-        gate = over if self.gate == "adaptive" else torch.ones_like(over)
-        kl = adaptive_kl(b.logp, b.ref_logp, b.mask, gate, self.kl_aggregation or self.aggregation, b.limit)
+        gate, aggregation = over if self.gate == "adaptive" else torch.ones_like(over), self.kl_aggregation or self.aggregation
+        kl = adaptive_kl(b.logp, b.ref_logp, b.mask, gate, aggregation, b.limit)
         return loss + self.beta * kl, metrics | {"gated_kl": kl}

@@ -371,7 +371,7 @@ ADVICE = ("Out of memory. In this order: keep gradient_checkpointing=True; lower
           "per_device_train_batch_size together (more gradient_accumulation_steps keep the batch); train adapters (peft_config=LoraConfig()), "
           "then 4-bit (quantization_config); set beta=0, which needs no reference model.")
 
-
+# %% ../nbs/12_trl.ipynb #cell-41
 class ReLaXTrainer(Resuming):
     """GRPOTrainer whose loss is a method value: ReLaX as `args` (a `ReLaXConfig`) says, or any `method=`.
 
@@ -405,7 +405,7 @@ class ReLaXTrainer(Resuming):
         try: return super().training_step(*args, **kwargs)
         except torch.OutOfMemoryError as error: raise torch.OutOfMemoryError(f"{error}\n{ADVICE}") from error
 
-# %% ../nbs/12_trl.ipynb #cell-55
+# %% ../nbs/12_trl.ipynb #cell-56
 class Hooked(TrainerCallback):
     "Calls `arrived` with states (N, T, d) and mask (N, T) of every training forward of a GRPOTrainer."
 
@@ -425,7 +425,7 @@ class Hooked(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         for hook in self.hooks: hook.remove()
 
-# %% ../nbs/12_trl.ipynb #cell-56
+# %% ../nbs/12_trl.ipynb #cell-57
 class DSDCallback(Hooked):
     """Log dsd/mean and dsd/over_xi of a GRPOTrainer that is otherwise left alone: `trainer.add_callback(DSDCallback(trainer))`.
 
@@ -465,7 +465,7 @@ class DSDCallback(Hooked):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "dsd"
         if self.calibration and self.trainer.accelerator.is_main_process: self.calibration.save(folder)
 
-# %% ../nbs/12_trl.ipynb #cell-59
+# %% ../nbs/12_trl.ipynb #cell-60
 @dataclass
 class DataConfig:
     "What to train on and by which method; the rest is in ReLaXConfig and TRL's ModelConfig."
@@ -500,7 +500,7 @@ def math_reward(completions, answer, log_metric=None, **kwargs) -> list:
     if log_metric: log_metric("unparsable", verdicts.count("unparsable") / len(verdicts))
     return [None if v == "gold" else float(v == "correct") for v in verdicts]
 
-# %% ../nbs/12_trl.ipynb #cell-61
+# %% ../nbs/12_trl.ipynb #cell-62
 def load_task(c: DataConfig):
     "Problems of one of our tasks as a data set, and its verifier as a reward function."
     task = TASKS[c.dataset_name]
@@ -518,7 +518,7 @@ def load_data(c: DataConfig):
         raise ValueError(f"dataset_name: {c.dataset_name} has the columns {data.column_names} and lacks {sorted(missing)}; rename its columns")
     return data.map(lambda row: {"prompt": conversation(row["prompt"], c), "answer": str(row["answer"])}, load_from_cache_file=False), math_reward
 
-# %% ../nbs/12_trl.ipynb #cell-62
+# %% ../nbs/12_trl.ipynb #cell-63
 def build(data: DataConfig, args: ReLaXConfig, model: ModelConfig) -> ReLaXTrainer:
     "The trainer that three configurations describe."
     if data.instruction_turn not in ("user", "system"): raise ValueError(f"instruction_turn: got {data.instruction_turn!r}, accepted are 'user' and 'system'")
@@ -542,5 +542,5 @@ def main(arguments=None):
     trainer.save_model(args.output_dir)
     if hasattr(trainer, "end"): trainer.end()
 
-# %% ../nbs/12_trl.ipynb #cell-64
+# %% ../nbs/12_trl.ipynb #cell-65
 if __name__ == "__main__" and "__file__" in globals(): main()  # as `python -m relax.trl`, not when this notebook runs
