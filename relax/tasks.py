@@ -44,7 +44,7 @@ def is_heldout(key: str, fraction: float = 0.2) -> bool:
 class Task:
     """A family of verifiable problems. A subclass gives `name`, `levels`, `max_new_tokens`, `words` (its vocabulary) and
 
-    draw(level, rng) -> Problem; name_problem(problem) -> str (equal for problems that are the same but for order);
+    draw(level, rng) -> Problem; key(problem) -> str (equal for problems that are the same but for order);
     verify(problem, response) -> Verdict; n_solutions(problem) -> int; demonstration(problem, rng) -> str.
     """
 
@@ -61,13 +61,6 @@ class Task:
             p = self.draw(level, rng)
             if is_heldout(self.key(p)) == (split == "heldout"): found.append(p)
         raise ValueError(f"n: got {n}, but {self.name} gave only {len(found)} problems of split {split!r}; accepted is fewer")
-
-    def key(self, problem: Problem, text: str | None = None) -> str | None:
-        """Of a problem: its name, which decides its side of the split. Of a response `text` to it: a canonical form of the solution.
-
-        Equal solutions share a key, and a response that is not correct has none.
-        """
-        return self.name_problem(problem) if text is None else self.verify(problem, text).answer
 
     def reward(self, problem: Problem, response: str) -> float:
         "1.0 for a correct response, else 0.0: the verifiable reward of RLVR."
@@ -171,7 +164,7 @@ class CountdownProblems(Task):
     @property
     def max_new_tokens(self) -> int: return 12 * self.max_attempts + 1
 
-    def name_problem(self, p: Problem) -> str: return f"{sorted(p.data['numbers'])} {p.data['target']}"
+    def key(self, p: Problem) -> str: return f"{sorted(p.data['numbers'])} {p.data['target']}"
 
     def problem(self, numbers, target) -> Problem:
         n = len(solutions(tuple(sorted(numbers)), self.max_value).get(target, ()))
@@ -219,7 +212,7 @@ class Countdown(CountdownProblems):
             text.append(f"{attempt} {'!' if commit else '?'}")
             if commit: return " ".join(text)
 
-# %% ../nbs/05_tasks.ipynb #cell-27
+# %% ../nbs/05_tasks.ipynb #cell-25
 @dataclass(frozen=True)
 class WaypointsProblems(Task):
     """Walk along the number line 0..max_value by the steps in your `hand`, through the waypoints in order, never onto a wall.
@@ -246,7 +239,7 @@ class WaypointsProblems(Task):
     @property
     def max_new_tokens(self) -> int: return 5 * self.max_moves + 4 * (max(self.levels) + 1) + 2
 
-    def name_problem(self, p: Problem) -> str: return f"{sorted(p.data['hand'])} {p.data['start']} {p.data['goals']}"
+    def key(self, p: Problem) -> str: return f"{sorted(p.data['hand'])} {p.data['start']} {p.data['goals']}"
 
     def draw(self, level, rng) -> Problem:
         "Hand, start, waypoints and walls at random, such that a good walker needs at most half of the moves."
@@ -257,7 +250,7 @@ class WaypointsProblems(Task):
             p = self.problem(hand, start, cells[:level + 1], sorted(cells[level + 1:]), level)
             if (self.shortest(p) or self.max_moves) <= self.max_moves // 2: return p
 
-# %% ../nbs/05_tasks.ipynb #cell-29
+# %% ../nbs/05_tasks.ipynb #cell-27
 class WaypointsWalks(WaypointsProblems):
     "Moves, distances, and the words of a walk."
 
@@ -291,7 +284,7 @@ class WaypointsWalks(WaypointsProblems):
                 words += [*move, *gap(at, goal)]
         return " ".join(map(str, words + ["!"]))
 
-# %% ../nbs/05_tasks.ipynb #cell-31
+# %% ../nbs/05_tasks.ipynb #cell-29
 @dataclass(frozen=True)
 class Waypoints(WaypointsWalks):
     __doc__ = WaypointsProblems.__doc__
@@ -330,12 +323,12 @@ class Waypoints(WaypointsWalks):
         while not self.verify(p, text := self.walk(p, choose)).correct: pass
         return text
 
-# %% ../nbs/05_tasks.ipynb #cell-32
+# %% ../nbs/05_tasks.ipynb #cell-30
 def gap(at: int, goal: int) -> list:
     "How far the goal is, in words: ['>', 5] five up, ['<', 5] five down, ['='] there."
     return ["="] if at == goal else [">" if goal > at else "<", abs(goal - at)]
 
-# %% ../nbs/05_tasks.ipynb #cell-33
+# %% ../nbs/05_tasks.ipynb #cell-31
 @lru_cache(maxsize=100_000)
 def _distances(hand: tuple, walls: tuple, goal: int, max_value: int) -> dict:
     "Breadth-first search outwards from `goal`."
@@ -347,12 +340,12 @@ def _distances(hand: tuple, walls: tuple, goal: int, max_value: int) -> dict:
                 edge.append(cell)
     return far
 
-# %% ../nbs/05_tasks.ipynb #cell-38
+# %% ../nbs/05_tasks.ipynb #cell-36
 def is_arithmetic(text: str) -> bool:
     "Nothing but digits, + - * / and brackets, no powers, at most 200 characters: harmless even where a scorer evaluates it."
     return len(text) <= 200 and "**" not in text and "//" not in text and re.fullmatch(r"[0-9\s.,+\-*/()\[\]]+", text, re.ASCII) is not None
 
-# %% ../nbs/05_tasks.ipynb #cell-39
+# %% ../nbs/05_tasks.ipynb #cell-37
 class ReasoningGym(Task):
     """Any dataset of the reasoning-gym package as a task: `ReasoningGym("chain_sum", min_terms=2)`; its own scorer judges, 1.0 being correct.
 
@@ -374,7 +367,7 @@ class ReasoningGym(Task):
         entry = self.make(size=1, seed=rng.randrange(2**31))[0]
         return Problem(entry["question"], 1, entry)
 
-    def name_problem(self, p: Problem) -> str: return p.prompt
+    def key(self, p: Problem) -> str: return p.prompt
 
     def verify(self, p: Problem, response: str) -> Verdict:
         answer = response.strip()
@@ -389,5 +382,5 @@ class ReasoningGym(Task):
 
     def demonstration(self, p: Problem, rng) -> str: raise NotImplementedError("reasoning-gym gives answers without working-out")
 
-# %% ../nbs/05_tasks.ipynb #cell-43
+# %% ../nbs/05_tasks.ipynb #cell-41
 TASKS = {t.name: t for t in (Countdown(), Waypoints())}

@@ -88,32 +88,6 @@ def test_equal_solutions_share_an_answer():
     assert len(answers) == 1 and None not in answers
 
 
-@pytest.mark.parametrize("numbers,target,same,other", [
-    ((1, 2, 3, 4), 10, ["1 + 2 = 3 , 3 + 4 = 7 , 3 + 7 = 10 !", "3 + 4 = 7 , 1 + 2 = 3 , 7 + 3 = 10 !", "1 + 1 = 2 , 2 + 2 = 4 ? 2 + 4 = 6 , 1 + 3 = 4 , 4 + 6 = 10 !"],
-     "2 * 3 = 6 , 4 * 1 = 4 , 6 + 4 = 10 !"),
-    ((2, 3, 5), 0, ["5 - 3 = 2 , 2 - 2 = 0 !", "2 * 3 = 6 , 6 + 5 = 11 ? 5 - 3 = 2 , 2 - 2 = 0 !", "5 - 3 = 2 ,  2 - 2 = 0 !"], "2 + 3 = 5 , 5 - 5 = 0 !")])
-def test_keys_of_responses_forget_order_and_attempts(numbers, target, same, other):
-    c = Countdown(); p = c.problem(numbers, target)
-    assert len({c.key(p, text) for text in same}) == 1 and None not in {c.key(p, same[0]), c.key(p, other)} and c.key(p, other) != c.key(p, same[0])
-    assert c.key(p, "1 + 1 = 2 !") is None and c.key(p, "") is None
-
-
-@pytest.mark.parametrize("task", TASKS.values(), ids=lambda t: t.name)
-def test_keys_are_given_to_correct_responses_only_and_never_outnumber_the_solutions(task):
-    rng = random.Random(5)
-    for p in task.problems(6, level=1, seed=5):
-        texts = [task.demonstration(p, rng) for _ in range(40)]
-        assert all((task.key(p, text) is None) == (task.reward(p, text) == 0) for text in texts)
-        assert 1 <= len({task.key(p, text) for text in texts} - {None}) <= task.n_solutions(p)
-
-
-def test_the_key_of_a_walk_is_its_route():
-    w = Waypoints()
-    p = w.problem((2, 3, 5), 10, (15, 13), ())
-    one, other = "to 15 > 5 + 5 15 = to 13 < 2 - 2 13 = !", "to 15 > 5 + 2 12 > 3 + 3 15 = to 13 < 2 - 2 13 = !"
-    assert w.key(p, one) == "+5 -2" and w.key(p, other) == "+2 +3 -2" and w.key(p, one[:-2]) is None
-
-
 def test_names_of_expressions_forget_order_and_brackets_only():
     assert combine("+", 1, combine("+", 2, 3)) == combine("+", combine("+", 3, 1), 2) != combine("+", 1, combine("*", 2, 3))
     assert combine("-", 5, combine("-", 3, 2)) == combine("+", combine("-", 5, 3), 2) and show(combine("-", 5, 3)) == "(5-3)"
@@ -188,7 +162,6 @@ def test_reasoning_gym():
     assert not {sums.key(p) for p in train} & {sums.key(p) for p in heldout}
     assert [p.prompt for p in train] == [p.prompt for p in sums.problems(6)]
     for p in train: assert sums.reward(p, p.data["answer"]) == 1.0 and sums.reward(p, p.data["answer"] + "1") == 0.0
-    assert sums.key(train[0], f" {train[0].data['answer']} ") == train[0].data["answer"] and sums.key(train[0], "no") is None
     assert sums.verify(train[0], " ").outcome == "unparsable"
     for absent in (lambda: sums.n_solutions(train[0]), lambda: sums.demonstration(train[0], random)):
         with pytest.raises(NotImplementedError, match="reasoning-gym"): absent()
