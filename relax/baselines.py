@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIGNALS', 'BASELINES', 'SOURCES', 'Rival', 'DAPO', 'HighEntropy', 'HICRA', 'fork_points', 'block_factors', 'prefixes',
            'rejoin', 'one_of_each', 'FR3E', 'DCPO', 'smooth_advantages', 'is_correct', 'covariances', 'own_generator',
-           'ClipCov', 'KLCov', 'Entropy', 'ZeroDiv', 'effective_rank', 'EffectiveRank', 'within_groups', 'length_free',
-           'z_scores', 'random_signal', 'rarity', 'own_dsd', 'reference_dsd', 'novelty', 'Bonus', 'Source', 'constants']
+           'ClipCov', 'KLCov', 'Entropy', 'ZeroDiv', 'EffectiveRank', 'within_groups', 'length_free', 'z_scores',
+           'random_signal', 'rarity', 'own_dsd', 'reference_dsd', 'novelty', 'Bonus', 'Source', 'constants']
 
 # %% ../nbs/09_baselines.ipynb #cell-3
 from dataclasses import dataclass, fields, replace
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from .grpo import GRPO, Batch, Rollouts, check_choice, masked_mean, sample, sampled_kl
 from .objective import first_tokens, response_dsd
+from .probe import effective_rank
 
 # %% ../nbs/09_baselines.ipynb #cell-10
 @dataclass(frozen=True)
@@ -288,18 +289,6 @@ class ZeroDiv(Rival):
         return -self.coefficient * masked_mean(diversity, b.mask, "sequence"), {}
 
 # %% ../nbs/09_baselines.ipynb #cell-50
-def effective_rank(hidden, mask) -> torch.Tensor:
-    """exp of the entropy of the normalised singular values of each response's states: (N,) float64, from 1 to min(T, d).
-
-    hidden: (N, T, d); mask: (N, T). Rows of zeros change no singular value, so padding never matters. Directions below 1e-7 of the largest
-    count as none; states that are all zero have rank 1. Differentiable.
-    """
-    s = torch.linalg.svdvals(hidden.masked_fill(~mask[..., None], 0).double())
-    live = s > 1e-7 * s[:, :1]
-    p = torch.where(live, s, 0.0) / torch.where(live, s, 0.0).sum(-1, keepdim=True).clamp(min=1e-300)
-    return torch.special.entr(torch.where(live, p, 1.0)).sum(-1).exp()
-
-
 @dataclass(frozen=True)
 class EffectiveRank(Rival):
     "GRPO + coefficient * mean log effective rank of the states (after MRPO, arXiv 2602.02545; form and coefficient ours)."

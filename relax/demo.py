@@ -12,11 +12,12 @@ import shutil
 
 import pandas as pd
 
-from . import compare
-from .compare import KS, arm_scores, base_arm, changes, curve, draw_curves, draw_pass_at_k, last_over_first, measured, pass_table, scores  # also the names of this room
+import matplotlib.pyplot as plt
+
+from .compare import arm_scores, base_arm, changes, draw_curves, draw_pass_at_k, measured, pass_table, scores
 from .evaluate import evaluate_model, paired_difference
 from .experiments import recorded as recorded_arms
-from .record import LABELS, Run, data_dir, save_figure
+from .record import LABELS, Run, data_dir, save_figure, style
 from .train import TrainConfig, train_all
 
 # %% ../nbs/demo.ipynb #cell-5
@@ -35,7 +36,7 @@ def recorded_runs() -> list[Run]:
     return [r for runs in (base_arm("main") | {m: found.get(m, []) for m in COMPARED}).values() for r in runs]
 
 # %% ../nbs/demo.ipynb #cell-9
-PANELS = {c: compare.PANELS[c] for c in ("reward", "dsd_robust", "entropy", "length")}
+PANELS = ("reward", "dsd_robust", "entropy", "length")
 
 
 def by_method(runs: list[Run]) -> dict[str, list[Run]]:
@@ -45,9 +46,9 @@ def by_method(runs: list[Run]) -> dict[str, list[Run]]:
 
 def draw(runs: list[Run]):
     "Reward, DSD, entropy and length by step, and pass@k on held-out problems with 95 % intervals. Returns (figure, plotted values)."
-    compare.style()
+    style()
     groups, values = by_method(runs), {}
-    fig, axes = compare.plt.subplots(2, 3, figsize=(9, 4.8))
+    fig, axes = plt.subplots(2, 3, figsize=(9, 4.8))
     for ax, column in zip(axes.flat, PANELS): values |= draw_curves(ax, {m: groups[m] for m in COMPARED}, column)
     values |= draw_pass_at_k(axes[1, 1], groups)
     axes[1, 2].axis("off")
@@ -104,7 +105,7 @@ def main(arguments=None):
         for run_id in [*configs, "demo-base"]: shutil.rmtree(data_dir() / "runs" / run_id, ignore_errors=True)
     print(f"Training {', '.join(LABELS[m] for m in COMPARED)} for {STEPS} steps each from countdown-small (0.6 M parameters), two at a time.\n"
           "This takes about 4 minutes on two cores. Ctrl-C stops it; the same command goes on where it stopped.")
-    base = evaluate_model("countdown-small", "countdown", "demo-base", progress=True)
+    base = evaluate_model("countdown-small", "countdown", "demo-base", problems=TrainConfig.eval_problems, progress=True)
     try: show([base, *train_all(configs)])
     except KeyboardInterrupt: raise SystemExit("\nStopped, with all steps done so far saved. `make demo` goes on from there.")
 

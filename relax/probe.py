@@ -20,7 +20,8 @@ def effective_rank(hidden, mask) -> torch.Tensor:
 
     hidden: (N, T, d), with gradient if it has one; mask: (N, T). Not centred, as in its use for language models.
     """
-    s = torch.linalg.svdvals(hidden.masked_fill(~mask[..., None], 0).float())
+    states = hidden.masked_fill(~mask[..., None], 0)
+    s = torch.linalg.svdvals(states.to(torch.promote_types(states.dtype, torch.float32)))
     p = s / s.sum(-1, keepdim=True).clamp_min(1e-12)
     return (-(p * p.clamp_min(1e-12).log()).sum(-1)).exp()
 

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 import relax.baselines
-import relax.probe
 from relax.baselines import (BASELINES, SOURCES, Bonus, ClipCov, DAPO, DCPO, EffectiveRank, Entropy, FR3E, HICRA, HighEntropy, KLCov, Rival, ZeroDiv,
-                             block_factors, constants, effective_rank, fork_points, length_free, one_of_each, prefixes, rarity, rejoin, smooth_advantages,
+                             block_factors, constants, fork_points, length_free, one_of_each, prefixes, rarity, rejoin, smooth_advantages,
                              z_scores)
 from relax.grpo import GRPO, Batch, Rollouts, decode, encode, sample, score
 from relax.objective import calibrate, response_dsd
-from relax.reasoner import load_reasoner
 from relax.tasks import TASKS
 from relax.train import TrainConfig, Trainer
 
@@ -33,12 +31,6 @@ def small(ratio=1.0, **change):
 
 def slope(method, b, wrt="logp"):
     return torch.autograd.grad(method.loss(b)[0], getattr(b, wrt))[0]
-
-
-@pytest.fixture(scope="module")
-def policy():
-    torch.set_num_threads(1)
-    return load_reasoner("countdown-small")
 
 
 @pytest.fixture(scope="module")
@@ -283,27 +275,6 @@ def test_zero_div_by_hand():
     diversity = (LN2 + 1.2 * 2 * LN2) / 2  # -rho log pi over the right response, probabilities 1/2 and 1/4
     assert abs(method.loss(b)[0].item() - (-(1 + 1.2 - 1) / 3 - 0.3 * diversity / 2)) < 1e-6
     assert ZeroDiv().loss(small(keys=torch.tensor([-1, -1])))[0].item() == pytest.approx(-1 / 3)
-
-
-def test_effective_rank_of_known_states():
-    full = torch.ones(1, 3, dtype=torch.bool)
-    assert effective_rank(torch.eye(3)[None], full).item() == pytest.approx(3)
-    assert effective_rank(torch.ones(1, 3, 5), full).item() == pytest.approx(1) and effective_rank(torch.zeros(1, 3, 5), full).item() == 1
-    s = torch.tensor([3.0, 1.0])  # p = 3/4, 1/4
-    assert effective_rank(torch.diag(s)[None], full[:, :2]).item() == pytest.approx(4 / 3**0.75)
-    assert effective_rank(5 * torch.diag(s)[None], full[:, :2]).item() == pytest.approx(4 / 3**0.75)  # scale never matters
-
-
-def test_effective_rank_is_the_one_that_runs_log(real):
-    assert torch.allclose(effective_rank(real[0].hidden, real[0].mask).float(), relax.probe.effective_rank(real[0].hidden, real[0].mask).float(), rtol=1e-3)
-
-
-def test_effective_rank_has_the_right_gradient():
-    x, mask = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0]]).bool()
-    assert torch.autograd.gradcheck(lambda h: effective_rank(h, mask), x.requires_grad_())
-    for flat in (torch.zeros(1, 4, 3), torch.ones(1, 4, 3)):
-        grad, = torch.autograd.grad(effective_rank(h := flat.requires_grad_(), mask[:1]).sum(), h)
-        assert grad.isfinite().all()
 
 
 def test_effective_rank_term_by_hand():

@@ -6,14 +6,7 @@ import torch
 
 from relax.grpo import (GRPO, Batch, Rollouts, clipped_loss, decode, encode, group_advantages, informative, masked_mean, pick, positions, sample,
                         sampled_kl, score, score_rows, stack)
-from relax.reasoner import load_reasoner
 from relax.tasks import TASKS
-
-
-@pytest.fixture(scope="module")
-def policy():
-    torch.set_num_threads(1)
-    return load_reasoner("countdown-small")
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ def test_effective_rank_by_hand():
     assert effective_rank(states, real).item() == pytest.approx(expected, rel=1e-5)
     assert effective_rank(7 * states, real).item() == pytest.approx(expected, rel=1e-5)
     assert effective_rank(torch.eye(4)[None], real).item() == pytest.approx(4)
+    assert effective_rank(torch.zeros(1, 4, 5), real).item() == 1 and effective_rank(torch.ones(1, 4, 5), real).item() == pytest.approx(1, rel=1e-4)
 
 
 def test_cosine_step_by_hand():
@@ -45,10 +46,12 @@ def test_padding_never_matters():
     for f in (effective_rank, cosine_step): assert torch.allclose(f(x, mask), f(dirty, mask)) and f(dirty, mask).isfinite().all()
 
 
-def test_effective_rank_has_finite_gradients_on_states_of_low_rank():
-    x = torch.ones(2, 6, 4).requires_grad_()
-    grad, = torch.autograd.grad(effective_rank(x, torch.ones(2, 6, dtype=torch.bool)).sum(), x)
-    assert grad.isfinite().all()
+def test_effective_rank_has_the_right_gradient_and_a_finite_one_on_states_of_low_rank():
+    x, mask = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0]]).bool()
+    assert torch.autograd.gradcheck(lambda h: effective_rank(h, mask), x.requires_grad_())
+    for flat in (torch.zeros(1, 4, 3), torch.ones(1, 4, 3)):
+        grad, = torch.autograd.grad(effective_rank(h := flat.requires_grad_(), mask[:1]).sum(), h)
+        assert grad.isfinite().all()
 
 
 def test_matched_dsd_looks_at_equal_beginnings(scene):

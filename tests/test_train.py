@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from relax import demo
 from relax.demo import findings, results, verdict
 from relax.evaluate import evaluate_model, from_counts, report
 from relax.experiments import keep_policy
@@ -202,6 +203,15 @@ def test_updates_change_the_policy_and_not_the_reference():
     for _ in range(2): trainer.train_step()
     moved = sum((a - b).abs().sum().item() for a, b in zip(trainer.model.parameters(), trainer.reference.parameters()))
     assert moved > 0 and all(torch.equal(a, b) for a, b in zip(before, trainer.reference.parameters()))
+
+
+def test_the_demo_asks_base_and_methods_the_same_number_of_problems(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(demo, "evaluate_model", lambda *args, **options: asked.update(options))
+    monkeypatch.setattr(demo, "train_all", lambda configs: asked.update(configs=configs) or [])
+    monkeypatch.setattr(demo, "show", lambda runs: None)
+    demo.main([])
+    assert {c.eval_problems for c in asked["configs"].values()} == {asked["problems"]}
 
 
 def fake_run(root, method, correct, seed=0):
