@@ -5,7 +5,7 @@ from itertools import permutations, product
 
 import pytest
 
-from relax.tasks import TASKS, Countdown, ReasoningGym, Waypoints, combine, is_heldout, show, solutions
+from relax.tasks import TASKS, Countdown, ReasoningGym, Unstated, Waypoints, as_written, combine, is_heldout, show, solutions
 
 TASK_LEVELS = [(t, k) for t in TASKS.values() for k in t.levels]
 GOOD = "3 * 9 = 27 , 27 - 7 = 20"
@@ -185,3 +185,45 @@ def test_reasoning_gym_refuses(name, config):
 def test_reasoning_gym_not_installed(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
     with pytest.raises(ValueError, match="pip install"): ReasoningGym("chain_sum")
+
+
+def solved(task, p, n=60):
+    "Different correct responses to p, by the task underneath."
+    rng = random.Random(0)
+    return {r for r in (task.demonstration(p, rng) for _ in range(n)) if task.task.verify(p, r).correct}
+
+
+@pytest.mark.parametrize("task", [TASKS["countdown-unstated"], TASKS["waypoints-unstated"]], ids=lambda t: t.name)
+def test_unstated_accepts_half_of_the_ways_and_all_answers_of_one_way_alike(task):
+    tosses, alike = {}, []
+    for p in task.problems(60):
+        for r in solved(task, p):
+            v, way = task.verify(p, r), task.way(task.task.verify(p, r), r)
+            assert v.outcome in ("correct", "wrong") and (v.answer == way if v.correct else v.answer is None)
+            alike.append(tosses.setdefault((p.data["secret"], way), v.correct) == v.correct)
+    assert all(alike) and len(alike) > len(tosses) > 100
+    assert abs(sum(tosses.values()) / len(tosses) - 0.5) < 3 * 0.5 / len(tosses) ** 0.5
+
+
+def test_unstated_hides_the_taste_and_keeps_the_split():
+    task = TASKS["countdown-unstated"]
+    prompts = [p for seed in range(30) for p in task.problems(20, seed=seed)]
+    tastes = {}
+    for p in prompts: tastes.setdefault(p.prompt, set()).add(p.data["secret"])
+    assert max(map(len, tastes.values())) > 1 and not {task.key(p) for p in prompts} & {task.key(p) for p in task.problems(200, "heldout")}
+    assert task.problems(5) == task.problems(5) and [p.data["secret"] for p in task.problems(5)] == [p.data["secret"] for p in task.problems(5)]
+    assert task.words == Countdown().words and task.max_new_tokens == Countdown().max_new_tokens
+    assert {p.level for p in TASKS["waypoints-unstated"].problems(20)} == {1}
+
+
+def test_unstated_with_certain_acceptance_is_the_task_itself():
+    task = Unstated(Countdown(), as_written, p_accepted=1.0)
+    p = task.problems(1)[0]
+    assert all(task.verify(p, r).correct for r in solved(task, p))
+    assert not any(Unstated(Countdown(), as_written, p_accepted=1e-12).verify(p, r).correct for r in solved(task, p))
+    assert task.verify(p, "nonsense").outcome == "unparsable"
+
+
+@pytest.mark.parametrize("options, said", [(dict(p_accepted=0.0), "p_accepted"), (dict(p_accepted=1.1), "p_accepted"), (dict(level=9), "level")])
+def test_unstated_refuses(options, said):
+    with pytest.raises(ValueError, match=said): Unstated(Countdown(), as_written, **options)
