@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 settings = ConfigParser(delimiters=["="], interpolation=None)
 settings.read("settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("trl", "gpu", "eval", "dev")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("trl", "gpu", "eval", "site", "browser", "dev")}
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],

@@ -6,7 +6,7 @@
 __all__ = ['ratio', 'seconds', 'dsd_passes', 'bench_dsd', 'scaling', 'slope', 'bench_scaling', 'updates', 'bench_step',
            'samplers', 'rate', 'bench_sampling', 'main']
 
-# %% ../nbs/bench.ipynb #cell-3
+# %% ../nbs/bench.ipynb #cell-4
 import json
 import time
 from statistics import median
@@ -22,7 +22,7 @@ from .objective import calibrate
 from .record import data_dir, hardware, write_atomic
 from .train import TrainConfig, Trainer, make_method
 
-# %% ../nbs/bench.ipynb #cell-5
+# %% ../nbs/bench.ipynb #cell-6
 def ratio(a, b, rounds: int = 7) -> float:
     "Median over `rounds` of seconds(a) / seconds(b), a and b in turn, after one warm-up each."
     a(), b()
@@ -34,7 +34,7 @@ def seconds(f) -> float:
     f()
     return time.perf_counter() - start
 
-# %% ../nbs/bench.ipynb #cell-8
+# %% ../nbs/bench.ipynb #cell-9
 def dsd_passes(B: int, T: int, d: int, m: int):
     "Four functions that run forward and backward on the same states: batched DSD, the loop, the loop by index, the projection alone."
     g = torch.Generator().manual_seed(0)
@@ -55,7 +55,7 @@ def bench_dsd(record):
     record("dsd_index_large", ratio(by_index, fast, 1), ">= 10", lambda r: r >= 10, f"the loop by index / batched DSD, {size}")
     record("dsd_loop_large", ratio(loop, fast, 3), "none", lambda r: True, f"the loop that iterates / batched DSD, {size}")
 
-# %% ../nbs/bench.ipynb #cell-10
+# %% ../nbs/bench.ipynb #cell-11
 def scaling(repeats: int = 7) -> pd.DataFrame:
     "Shortest of `repeats` times, the least disturbed, of batched DSD, in seconds, forward and backward: by number of trajectories (T = 256) and by length (B = 16); d = 256, m = 25."
     sizes = [("B", B, 256) for B in (8, 16, 32, 64, 128)] + [("T", 16, T) for T in (128, 256, 512, 1024, 2048)]
@@ -79,7 +79,7 @@ def bench_scaling(record):
     for axis, what in (("B", "number of trajectories"), ("T", "length")):
         record(f"dsd_slope_{axis}", slope(table, axis), "<= 1.05", lambda x: x <= 1.05, f"log-log slope of the cost of batched DSD in the {what} (d = 256, m = 25)")
 
-# %% ../nbs/bench.ipynb #cell-12
+# %% ../nbs/bench.ipynb #cell-13
 def updates(trainer, r, method):
     "One optimizer step by `method` on rollouts r, as a function."
     def run():
@@ -98,7 +98,7 @@ def bench_step(record):
     fit, step = lambda: calibrate(hidden, r.mask), lambda: (trainer.collect(), grpo(), grpo())
     record("dictionary_fit", ratio(fit, step, 3), "<= 2", lambda x: x <= 2, "fitting the dictionary (once) / one training step of GRPO (demo)")
 
-# %% ../nbs/bench.ipynb #cell-14
+# %% ../nbs/bench.ipynb #cell-15
 def samplers(trainer, n_prompts: int = 16, group: int = 8):
     "Two functions that sample and return tokens per second: ours and generate."
     problems, tok, limit = trainer.task.problems(n_prompts), trainer.tokenizer, trainer.task.max_new_tokens
@@ -124,7 +124,7 @@ def bench_sampling(record):
         ours(), generate()
         record(f"sampling_{task}", median(rate(ours) / rate(generate) for _ in range(5)), ">= 1", lambda x: x >= 1, f"tokens per second, our sampler / generate of transformers ({task}, 16 prompts x 8)")
 
-# %% ../nbs/bench.ipynb #cell-15
+# %% ../nbs/bench.ipynb #cell-16
 def main():
     "`make bench`: measure everything, print it, write data/bench.json."
     torch.set_num_threads(1)

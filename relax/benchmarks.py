@@ -10,7 +10,7 @@ __all__ = ['BENCHMARKS', 'PAPER', 'QUESTIONS', 'ANSWERS', 'WRAPPED', 'KINDS', 'I
            'open_run', 'check_golds', 'count_batch', 'evaluate_problems', 'response_limit', 'evaluate_benchmark',
            'scores', 'report', 'parse_arguments', 'main']
 
-# %% ../nbs/benchmarks.ipynb #cell-5
+# %% ../nbs/benchmarks.ipynb #cell-6
 import argparse
 import atexit
 import hashlib
@@ -40,7 +40,7 @@ from .reasoner import load_reasoner
 from .record import Run, data_dir, markdown_table, write_atomic
 from .tasks import Problem
 
-# %% ../nbs/benchmarks.ipynb #cell-8
+# %% ../nbs/benchmarks.ipynb #cell-9
 @dataclass(frozen=True)
 class Benchmark:
     "A set of problems with one answer each: hub id, split and configuration, its two columns, the paper's number of samples a problem, names of local files."
@@ -66,7 +66,7 @@ BENCHMARKS = {b.name: b for b in (
     Benchmark("gsm8k", "openai/gsm8k", 1, question="question", config="main"))}
 PAPER = tuple(BENCHMARKS)[:6]
 
-# %% ../nbs/benchmarks.ipynb #cell-11
+# %% ../nbs/benchmarks.ipynb #cell-12
 #: Columns of other formats, tried after a benchmark's own.
 QUESTIONS, ANSWERS = ("problem", "question", "prompt"), ("answer", "reward_model", "solution")
 WRAPPED = re.compile(r"Solve the following math problem step by step\. The last line .*?\n\n(.*)\n\nRemember to put your answer on its own line after \"Answer:\"\.?\s*", re.DOTALL)
@@ -96,7 +96,7 @@ def answer_text(value) -> str:
     if "####" in text: return text.rsplit("####", 1)[1].strip().replace(",", "")
     return (last_boxed(text) or text).strip()
 
-# %% ../nbs/benchmarks.ipynb #cell-14
+# %% ../nbs/benchmarks.ipynb #cell-15
 KINDS = (".json", ".jsonl", ".parquet")
 
 
@@ -127,7 +127,7 @@ def hub_rows(b: Benchmark) -> list[dict]:
         raise ValueError(f"benchmark: {b.name} needs the split {b.split!r} of {b.hub}, and the hub did not give it ({type(error).__name__}: {error}). Check the network "
                          f"(or HF_HUB_OFFLINE), or put a file whose name begins with {b.name} into a folder and name that by `source` or $RELAX_BENCHMARKS") from error
 
-# %% ../nbs/benchmarks.ipynb #cell-15
+# %% ../nbs/benchmarks.ipynb #cell-16
 def column(b: Benchmark, rows: list[dict], role: str, names) -> str:
     "The first of `names` that the rows have. Raises ValueError naming what is missing."
     found = next((n for n in names if n in rows[0]), None)
@@ -161,7 +161,7 @@ def load_benchmark(name: str, source=None) -> list[Problem]:
     level = lambda row: int(row["level"]) if str(row.get("level", "")).isdigit() else 0
     return [Problem(question_text(r[question]), level(r), {"answer": answer_text(r[answer])}) for r in rows]
 
-# %% ../nbs/benchmarks.ipynb #cell-19
+# %% ../nbs/benchmarks.ipynb #cell-20
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 PLACEMENTS = ("system", "user")
 
@@ -185,7 +185,7 @@ def prompt_ids(tokenizer, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not tokenizer.chat_template)
     return batch["input_ids"], batch["attention_mask"].bool()
 
-# %% ../nbs/benchmarks.ipynb #cell-29
+# %% ../nbs/benchmarks.ipynb #cell-30
 def forbid():
     "From here on this process runs no code made from text, other than numbers, starts no program, opens no connection, and changes no file."
     import os
@@ -218,7 +218,7 @@ def judge(gold: str, said: str) -> str:
     if verify(expected, found, timeout_seconds=None): return "correct"
     return "unparsable" if all(isinstance(x, str) for x in found) else "wrong"
 
-# %% ../nbs/benchmarks.ipynb #cell-30
+# %% ../nbs/benchmarks.ipynb #cell-31
 def serve():
     "The worker: reads [seconds, gold, answer] a line, writes the outcome; a timer without a handler ends it where an answer takes too long."
     import json
@@ -243,7 +243,7 @@ def serve():
         for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL): signal.setitimer(timer, 0)
         print(outcome, file=out, flush=True)
 
-# %% ../nbs/benchmarks.ipynb #cell-32
+# %% ../nbs/benchmarks.ipynb #cell-33
 class Worker:
     "One judge process, started when first asked and again after it was ended."
     process = None
@@ -280,7 +280,7 @@ class Worker:
         self.process = None
         return status
 
-# %% ../nbs/benchmarks.ipynb #cell-33
+# %% ../nbs/benchmarks.ipynb #cell-34
 @lru_cache(maxsize=1)
 def workers(pid: int) -> queue.SimpleQueue:
     "The workers of this process; a forked child, which has another `pid`, gets its own."
@@ -292,7 +292,7 @@ def workers(pid: int) -> queue.SimpleQueue:
         atexit.register(w.stop)
     return pool
 
-# %% ../nbs/benchmarks.ipynb #cell-34
+# %% ../nbs/benchmarks.ipynb #cell-35
 def outcome(gold: str, said: str, seconds: float = 5.0) -> str:
     """'correct', 'wrong', 'unparsable', or 'gold' where the gold answer cannot be read. Safe in threads; nothing that `said` holds is run.
 
@@ -311,7 +311,7 @@ def outcomes(golds, answers, seconds: float = 5.0) -> list[str]:
     "`outcome` of many pairs, side by side in the workers."
     with ThreadPoolExecutor(8) as threads: return list(threads.map(lambda pair: outcome(*pair, seconds), zip(golds, answers, strict=True)))
 
-# %% ../nbs/benchmarks.ipynb #cell-45
+# %% ../nbs/benchmarks.ipynb #cell-46
 def free_memory(device) -> int:
     "Bytes free on a device; for the processor what Linux says is available, 4 GiB where nobody says."
     if torch.device(device).type == "cuda": return torch.cuda.mem_get_info(device)[0]
@@ -345,7 +345,7 @@ def respond(model, tokenizer, texts: list[str], samples: int, rows: int, max_new
             found[i // size].append((tokenizer.decode(row[:real if end is None else end], skip_special_tokens=True), real if end is None else end + 1, end is not None))
     return found
 
-# %% ../nbs/benchmarks.ipynb #cell-49
+# %% ../nbs/benchmarks.ipynb #cell-50
 def default_temperature(samples: int) -> float:
     "Greedy for one sample; else 1.0, the distribution that training samples from."
     return 0.0 if samples == 1 else 1.0
@@ -375,7 +375,7 @@ def check_golds(problems: list[Problem]) -> list[int]:
     if bad: warnings.warn(f"The grader cannot read the gold answers of problems {bad} ({[golds[i] for i in bad[:3]]}...): they will count as not solved", stacklevel=2)
     return bad
 
-# %% ../nbs/benchmarks.ipynb #cell-50
+# %% ../nbs/benchmarks.ipynb #cell-51
 def count_batch(problems: list[Problem], start: int, answers) -> tuple[list[dict], list[dict]]:
     "Rows for evals.csv and samples.jsonl of a batch of problems whose first one has the number `start`."
     flat = [(i, a) for i, group in enumerate(answers) for a in group]
@@ -405,7 +405,7 @@ def evaluate_problems(run: Run, model, tokenizer, problems: list[Problem], progr
         bar.update(len(rows))
         bar.set_postfix(mean=f"{sum(int(r['correct']) for r in run.rows('evals')) / sum(int(r['samples']) for r in run.rows('evals')):.3f}")
 
-# %% ../nbs/benchmarks.ipynb #cell-51
+# %% ../nbs/benchmarks.ipynb #cell-52
 def response_limit(model, tokenizer, problems, placement: str, asked: int | None) -> int:
     "Tokens of a response: what was asked, by default the paper's 3072 or what the model can read behind its longest prompt. Raises ValueError where nothing is left."
     longest = max(len(x) for x in tokenizer([prompt_text(tokenizer, p.prompt, placement) for p in problems])["input_ids"])
@@ -439,7 +439,7 @@ def evaluate_benchmark(model: str, bench: str, k: int | None = None, temperature
         evaluate_problems(run, policy.eval(), tokenizer, asked, progress)
     return run
 
-# %% ../nbs/benchmarks.ipynb #cell-58
+# %% ../nbs/benchmarks.ipynb #cell-59
 def scores(run: Run) -> dict:
     "What a run found, as a row of text: mean@k, pass@k and intervals over problems in percent, shares of unparsable and of cut answers."
     t, k = run.table("evals"), run.config["eval_samples"]
@@ -458,7 +458,7 @@ def report(runs: list[Run]) -> str:
     means = [(t.correct / t.samples).mean() for t in (r.table("evals") for r in runs)]
     return f"{text}\n\nMean over the {len(runs)} benchmarks: {100 * sum(means) / len(means):.1f}"
 
-# %% ../nbs/benchmarks.ipynb #cell-61
+# %% ../nbs/benchmarks.ipynb #cell-62
 def parse_arguments(arguments=None):
     "The command line as options of `evaluate_benchmark`, and the list of benchmarks."
     p = argparse.ArgumentParser("relax.benchmarks", description="Evaluate a language model on mathematical benchmarks; an interrupted evaluation goes on when called again.")
@@ -492,5 +492,5 @@ def main(arguments=None):
     print(report(runs))
     print("\n".join(str(r.folder / "evals.csv") for r in runs))
 
-# %% ../nbs/benchmarks.ipynb #cell-62
+# %% ../nbs/benchmarks.ipynb #cell-63
 if __name__ == "__main__" and "__file__" in globals(): main()  # as `python -m relax.benchmarks`, not when this notebook runs

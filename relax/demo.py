@@ -6,7 +6,7 @@
 __all__ = ['COMPARED', 'STEPS', 'PANELS', 'demo_configs', 'recorded_runs', 'by_method', 'draw', 'caption', 'results', 'verdict',
            'findings', 'main', 'show']
 
-# %% ../nbs/demo.ipynb #cell-3
+# %% ../nbs/demo.ipynb #cell-4
 import argparse
 import shutil
 
@@ -20,7 +20,7 @@ from .experiments import recorded as recorded_arms
 from .record import LABELS, Run, data_dir, save_figure, style
 from .train import TrainConfig, train_all
 
-# %% ../nbs/demo.ipynb #cell-5
+# %% ../nbs/demo.ipynb #cell-6
 COMPARED = ("grpo", "uniform_kl", "relax")
 STEPS = 100
 
@@ -29,13 +29,13 @@ def demo_configs(seed: int = 0, steps: int = STEPS) -> dict[str, TrainConfig]:
     "run id -> configuration: the same model, prompts, seeds and evaluation for each method."
     return {f"demo-{m}-s{seed}": TrainConfig(method=m, seed=seed, steps=steps) for m in COMPARED}
 
-# %% ../nbs/demo.ipynb #cell-6
+# %% ../nbs/demo.ipynb #cell-7
 def recorded_runs() -> list[Run]:
     "The base model and all recorded seeds of each method, as shipped in data/runs: the experiment `main`."
     found = recorded_arms("main")
     return [r for runs in (base_arm("main") | {m: found.get(m, []) for m in COMPARED}).values() for r in runs]
 
-# %% ../nbs/demo.ipynb #cell-9
+# %% ../nbs/demo.ipynb #cell-10
 PANELS = ("reward", "dsd_robust", "entropy", "length")
 
 
@@ -61,7 +61,7 @@ def caption(runs: list[Run]) -> str:
     n = len(scores(runs[0], 1))
     return f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {n} problems;\nbands and bars: 95 % intervals"
 
-# %% ../nbs/demo.ipynb #cell-12
+# %% ../nbs/demo.ipynb #cell-13
 def results(runs: list[Run], ks=(1, 8, 32)) -> pd.DataFrame:
     "One row a method: pass@k with 95 % intervals over problems (and seeds, where there are several)."
     return pass_table(by_method(runs), ks)
@@ -79,7 +79,7 @@ def verdict(runs: list[Run], k: int = 8) -> str:
     doubt = " One seed is one seed: another may say otherwise." if seeds == 1 else f" {seeds} seeds."
     return f"At pass@{k} on held-out problems ReLaX {said[0]} and {said[1]}.{doubt}"
 
-# %% ../nbs/demo.ipynb #cell-16
+# %% ../nbs/demo.ipynb #cell-17
 def findings(runs: list[Run]) -> dict[str, tuple[str, str]]:
     "claim id -> (what we measured, status), for the claims that these runs can speak to."
     groups = by_method(runs)
@@ -93,7 +93,7 @@ def findings(runs: list[Run]) -> dict[str, tuple[str, str]]:
         tests[name] = (f"pass@8, ReLaX - {LABELS[rival]}", 1, *(arm_scores(groups[m], 8) for m in ("relax", rival)))
     return {name: measured(*test) for name, test in tests.items()}
 
-# %% ../nbs/demo.ipynb #cell-19
+# %% ../nbs/demo.ipynb #cell-20
 def main(arguments=None):
     "`make demo`: train what is not yet trained, draw figures/demo.*, print the table and the sentence."
     parser = argparse.ArgumentParser(prog="python -m relax.demo", description=main.__doc__)

@@ -7,7 +7,7 @@ __all__ = ['ACTIVATIONS', 'OBJECTIVES', 'FITS', 'KoopmanDictionary', 'centred', 
            'koopman_matrix', 'paper_loss', 'authors_loss', 'gram_residuals', 'normalized_loss', 'check_states',
            'check_finite']
 
-# %% ../nbs/02_dictionary.ipynb #cell-5
+# %% ../nbs/02_dictionary.ipynb #cell-6
 import json
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .koopman import edmd, residuals, snapshots, spectrum
 
-# %% ../nbs/02_dictionary.ipynb #cell-9
+# %% ../nbs/02_dictionary.ipynb #cell-10
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "identity": nn.Identity()}
 
 
@@ -54,13 +54,13 @@ class KoopmanDictionary(nn.Module):
 
     def extra_repr(self): return f"state_dim={self.state_dim}, n_observables={self.n_observables}, bias={self.bias is not None}, {self.kind}"
 
-# %% ../nbs/02_dictionary.ipynb #cell-14
+# %% ../nbs/02_dictionary.ipynb #cell-15
 def centred(gx, gy):
     "Features (n, m) in float64, each side minus its own mean: what a regression with an intercept sees."
     gx, gy = gx.double(), gy.double()
     return gx - gx.mean(0), gy - gy.mean(0)
 
-# %% ../nbs/02_dictionary.ipynb #cell-15
+# %% ../nbs/02_dictionary.ipynb #cell-16
 def quality(dictionary, x, y, x_test=None, y_test=None) -> dict:
     """How well the dictionary's features predict themselves one step ahead: K from pairs `x`, `y` (n, d), judged on the test pairs.
 
@@ -76,7 +76,7 @@ def quality(dictionary, x, y, x_test=None, y_test=None) -> dict:
         return dict(residual=residuals(tx, ty, *spectrum(K)).median().item(), feature_std=std.item(),
                     fvu=((ty - tx @ K).square().sum() / ty.square().sum().clamp_min(1e-300)).item())
 
-# %% ../nbs/02_dictionary.ipynb #cell-22
+# %% ../nbs/02_dictionary.ipynb #cell-23
 class Eigenpairs(torch.autograd.Function):
     """Eigenvalues and unit right eigenvectors of a batch K (..., m, m), with a gradient that stays finite.
 
@@ -110,14 +110,14 @@ def left_inverse(V, worst=1e10):
     if bad.any(): inverse[bad] = torch.linalg.pinv(V[bad], rtol=1 / worst)
     return inverse.mH
 
-# %% ../nbs/02_dictionary.ipynb #cell-24
+# %% ../nbs/02_dictionary.ipynb #cell-25
 def koopman_matrix(x, y, ridge):
     "x'x, x'y and K = (x'x + r I)^-1 x'y, with r = `ridge` of the mean energy of a feature."
     xx, xy = x.T @ x, x.T @ y
     r = ridge * xx.diagonal().mean() + 1e-12
     return xx, xy, torch.linalg.solve(xx + r * torch.eye(len(xx), dtype=xx.dtype, device=xx.device), xy)
 
-# %% ../nbs/02_dictionary.ipynb #cell-26
+# %% ../nbs/02_dictionary.ipynb #cell-27
 def paper_loss(gx, gy):
     "Eq. 9 as printed, ||(V+ - K V) Phi||^2 a transition, with eigenvectors of unit norm; nothing holds the scale of the features."
     x, y = gx.double(), gy.double()
@@ -132,7 +132,7 @@ def authors_loss(gx, gy):
     with torch.no_grad(): _, s, vh = torch.linalg.svd(edmd(x, y, 1e-3))
     return (y @ vh - (x @ vh) * s).square().sum() / len(x)
 
-# %% ../nbs/02_dictionary.ipynb #cell-30
+# %% ../nbs/02_dictionary.ipynb #cell-31
 def gram_residuals(xx, xy, yy, eigenvalues, eigenvectors, tiny=1e-10, silent=0.0):
     """Squared relative ResDMD residual of each eigenpair (paper, eq. 13) from the moments of the snapshots alone: (..., m).
 
@@ -144,17 +144,17 @@ def gram_residuals(xx, xy, yy, eigenvalues, eigenvectors, tiny=1e-10, silent=0.0
     floor = tiny * mean_energy + 1e-12
     return (top.clamp_min(0) + silent * floor) / (energy(xx).real + floor)
 
-# %% ../nbs/02_dictionary.ipynb #cell-33
+# %% ../nbs/02_dictionary.ipynb #cell-34
 def normalized_loss(gx, gy, ridge=1e-6):
     "Mean over the eigenpairs of K of ||(Yc - l Xc) v||^2 / ||Xc v||^2, features centred; the gradient flows through K, l and v too."
     x, y = centred(gx, gy)
     xx, xy, K = koopman_matrix(x, y, ridge)
     return gram_residuals(xx, xy, y.T @ y, *Eigenpairs.apply(K), tiny=1e-8, silent=1.0).mean()
 
-# %% ../nbs/02_dictionary.ipynb #cell-34
+# %% ../nbs/02_dictionary.ipynb #cell-35
 OBJECTIVES = {"normalized": normalized_loss, "paper": paper_loss, "authors": authors_loss}
 
-# %% ../nbs/02_dictionary.ipynb #cell-38
+# %% ../nbs/02_dictionary.ipynb #cell-39
 def check_states(hidden: torch.Tensor, state_dim: int, mask: torch.Tensor | None = None) -> torch.Tensor:
     """The mask of `hidden` (B, T, d) as a (B, T) bool tensor on its device, all true where `mask` is None.
 
@@ -174,7 +174,7 @@ def check_states(hidden: torch.Tensor, state_dim: int, mask: torch.Tensor | None
         raise ValueError(f"mask: rows {lonely.nonzero().flatten().tolist()} have no two consecutive real tokens, so no transition")
     return mask
 
-# %% ../nbs/02_dictionary.ipynb #cell-39
+# %% ../nbs/02_dictionary.ipynb #cell-40
 def check_finite(hidden: torch.Tensor, mask: torch.Tensor):
     "Raises ValueError that names the first real token of `hidden` (B, T, d) holding NaN or Inf. Padding may hold anything."
     bad = mask & ~hidden.isfinite().all(-1)
@@ -182,7 +182,7 @@ def check_finite(hidden: torch.Tensor, mask: torch.Tensor):
         b, t = bad.nonzero()[0].tolist()
         raise ValueError(f"hidden: NaN or Inf in {int(bad.sum())} real tokens, the first at [{b}, {t}]; accepted are finite states")
 
-# %% ../nbs/02_dictionary.ipynb #cell-40
+# %% ../nbs/02_dictionary.ipynb #cell-41
 #: Steps, transitions a step and learning rate of each objective; lr None is a fifth of the weights' root mean square.
 FITS = {"normalized": dict(steps=200, batch_size=2048, lr=None), "paper": dict(steps=200, batch_size=2048, lr=None),
         "authors": dict(steps=None, batch_size=64, lr=1e-3)}
@@ -201,7 +201,7 @@ def _one_epoch(first, row, n_rows, batch_size, generator):
         batch = first[torch.isin(row, rows.to(row.device))]
         if len(batch): yield batch
 
-# %% ../nbs/02_dictionary.ipynb #cell-41
+# %% ../nbs/02_dictionary.ipynb #cell-42
 def _schedule(mask, objective, steps, batch_size, generator):
     "Mini-batches as flat positions of the first token of a transition, and how many there will be."
     first = (mask[:, :-1] & mask[:, 1:])
@@ -233,7 +233,7 @@ def _fit(self, hidden, mask=None, objective="normalized", steps=None, batch_size
     if test is None: test = [z[torch.linspace(0, n - 1, min(n, 4096)).long()] for z in snapshots(hidden.detach(), mask)]
     return _descend(self, hidden.detach().flatten(0, 1), batches, steps, OBJECTIVES[objective], lr, test, max(1, steps // records), progress)
 
-# %% ../nbs/02_dictionary.ipynb #cell-42
+# %% ../nbs/02_dictionary.ipynb #cell-43
 @torch.enable_grad()
 def _descend(dictionary, states, batches, steps, loss_of, lr, test, every, progress):
     "Adam, the rate falling along a half cosine; leaves the dictionary frozen whatever happens."
@@ -256,7 +256,7 @@ def _descend(dictionary, states, batches, steps, loss_of, lr, test, every, progr
 
 KoopmanDictionary.fit = _fit
 
-# %% ../nbs/02_dictionary.ipynb #cell-58
+# %% ../nbs/02_dictionary.ipynb #cell-59
 def _save_pretrained(self, folder):
     "Write config.json and dictionary.safetensors into `folder`, made if it is missing."
     folder = Path(folder)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ESTIMATORS', 'Estimator', 'dsd_loop', 'Moments', 'dsd', 'koopman_spectrum', 'pool_groups']
 
-# %% ../nbs/03_dsd.ipynb #cell-5
+# %% ../nbs/03_dsd.ipynb #cell-6
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 
 from .dictionary import Eigenpairs, check_finite, check_states, gram_residuals
 
-# %% ../nbs/03_dsd.ipynb #cell-15
+# %% ../nbs/03_dsd.ipynb #cell-16
 @dataclass(frozen=True)
 class Estimator:
     """What DSD means, one switch a choice.
@@ -49,7 +49,7 @@ class Estimator:
         if self.spectrum == "singular" and self.weight is not None:
             raise ValueError("weight: energies and residuals belong to eigenpairs; accepted with spectrum='singular' is None")
 
-# %% ../nbs/03_dsd.ipynb #cell-16
+# %% ../nbs/03_dsd.ipynb #cell-17
 _PLAIN = dict(centre=False, gram="sources", order=1, weight=None, short=0.0, edge=0.0, shrink=0.0, ddof=1)
 ESTIMATORS = {
     "robust": Estimator(),
@@ -66,7 +66,7 @@ def _estimator(estimator):
                          f"or a dict of fields in which it differs from 'robust': {', '.join(fields)}")
     return ESTIMATORS[estimator]
 
-# %% ../nbs/03_dsd.ipynb #cell-22
+# %% ../nbs/03_dsd.ipynb #cell-23
 def _one(h, real, dictionary, est):
     "DSD of one trajectory h (T, d) with real tokens `real` (T,)."
     if not est.masked: h, real = h.masked_fill(~real[:, None], 0), torch.ones_like(real)
@@ -104,7 +104,7 @@ def _spread_of_one(l2, w, n, est):
     v = (w * (rho - (w * rho).sum()) ** 2).sum() * len(w) / (len(w) - est.ddof)
     return v**2 / (v + est.shrink * (w * noise).sum() + 1e-12) if est.shrink else v
 
-# %% ../nbs/03_dsd.ipynb #cell-23
+# %% ../nbs/03_dsd.ipynb #cell-24
 def dsd_loop(hidden, dictionary, mask=None, estimator="robust") -> torch.Tensor:
     "What `dsd` computes, one trajectory at a time: the reference for tests and benchmarks, several times slower."
     est = _estimator(estimator)
@@ -112,7 +112,7 @@ def dsd_loop(hidden, dictionary, mask=None, estimator="robust") -> torch.Tensor:
     check_finite(hidden, mask)
     return torch.stack([_one(h, real, dictionary, est) for h, real in zip(hidden, mask)])
 
-# %% ../nbs/03_dsd.ipynb #cell-25
+# %% ../nbs/03_dsd.ipynb #cell-26
 def _features(hidden, dictionary, mask, est):
     "Features (B, T, m) in float64, zero where they do not count, and the mask of the rows that do. Padding is never read."
     pad = ~mask[..., None]
@@ -127,7 +127,7 @@ def _features(hidden, dictionary, mask, est):
     if est.centre: psi = psi - (psi * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
     return psi * mask[..., None], mask
 
-# %% ../nbs/03_dsd.ipynb #cell-26
+# %% ../nbs/03_dsd.ipynb #cell-27
 class Moments(NamedTuple):
     "What the weights need to know: the Gram matrix, x'x, x'y, y'y (B, m, m) and the number n (B, 1) of transitions."
     gram: torch.Tensor
@@ -150,7 +150,7 @@ def _koopman(psi, mask, est):
     K = K * (K.detach().abs().amax((-2, -1), keepdim=True) > 1e-12)
     return K, Moments(gram, xx, xy, y.mT @ y if est.weight == "residual" else None, n)
 
-# %% ../nbs/03_dsd.ipynb #cell-27
+# %% ../nbs/03_dsd.ipynb #cell-28
 @torch.no_grad()
 def _weights(eigenvalues, vectors, moments, est):
     "How much each eigenpair counts: (B, m), without gradient."
@@ -172,7 +172,7 @@ def _dispersion(l2, weights, n, est):
     v = (w * (rho - (w * rho).sum(-1, keepdim=True)).square()).sum(-1) / (1 - est.ddof / rho.shape[-1])
     return v.square() / (v + est.shrink * (w * noise).sum(-1) + 1e-12) if est.shrink else v
 
-# %% ../nbs/03_dsd.ipynb #cell-28
+# %% ../nbs/03_dsd.ipynb #cell-29
 def dsd(hidden: torch.Tensor, dictionary, mask: torch.Tensor | None = None, estimator: str | Estimator = "robust") -> torch.Tensor:
     """Dynamic spectral dispersion of each trajectory: (B,) float64, differentiable in `hidden` (B, T, d).
 
@@ -189,7 +189,7 @@ def dsd(hidden: torch.Tensor, dictionary, mask: torch.Tensor | None = None, esti
     weights = _weights(eigenvalues, vectors, moments, est)
     return _dispersion(eigenvalues.abs().square(), weights, moments.n, est)
 
-# %% ../nbs/03_dsd.ipynb #cell-29
+# %% ../nbs/03_dsd.ipynb #cell-30
 @torch.no_grad()
 def koopman_spectrum(hidden: torch.Tensor, dictionary, mask: torch.Tensor | None = None, estimator: str | Estimator = "robust") -> torch.Tensor:
     """The spectrum behind `dsd`: (B, m) complex128, by falling magnitude, without gradient; for "authors" the singular values.
@@ -203,7 +203,7 @@ def koopman_spectrum(hidden: torch.Tensor, dictionary, mask: torch.Tensor | None
     values, _ = Eigenpairs.apply(K)
     return values.gather(-1, values.abs().argsort(dim=-1, descending=True))
 
-# %% ../nbs/03_dsd.ipynb #cell-54
+# %% ../nbs/03_dsd.ipynb #cell-55
 def pool_groups(hidden: torch.Tensor, mask: torch.Tensor | None = None, group_size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     """States and mask of each group as one row: (B, T, d) to (B / g, g (T + 1), d) and its mask; no transition leads from one response to the next.
 

@@ -6,7 +6,7 @@
 __all__ = ['lattice', 'System', 'LinearSystem', 'SlowManifold', 'OrnsteinUhlenbeck', 'StuartLandau', 'rk4', 'Flow', 'Pendulum',
            'Duffing', 'VanDerPol']
 
-# %% ../nbs/00_dynamics.ipynb #cell-5
+# %% ../nbs/00_dynamics.ipynb #cell-6
 import heapq
 import itertools
 import math
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-# %% ../nbs/00_dynamics.ipynb #cell-9
+# %% ../nbs/00_dynamics.ipynb #cell-10
 def lattice(base, n: int) -> torch.Tensor:
     """The first n products of powers of the eigenvalues `base`, 1 included: (n,) complex128, by decreasing magnitude, then by degree.
 
@@ -38,7 +38,7 @@ def _decay(value: complex) -> float:
     "-log|value|, rounded so that magnitudes that are equal on paper compare equal."
     return max(0.0, -round(math.log(abs(value)), 10)) if value else math.inf
 
-# %% ../nbs/00_dynamics.ipynb #cell-13
+# %% ../nbs/00_dynamics.ipynb #cell-14
 def _number(name, value, least=-math.inf, above=-math.inf):
     "Refuse what is not a finite number of at least `least` and greater than `above`."
     bound = f" of at least {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
@@ -57,7 +57,7 @@ def _uniform(n, sides, generator):
     sides = torch.as_tensor(sides, dtype=torch.float64)
     return (2 * torch.rand(n, len(sides), generator=generator, dtype=torch.float64) - 1) * sides
 
-# %% ../nbs/00_dynamics.ipynb #cell-14
+# %% ../nbs/00_dynamics.ipynb #cell-15
 class System:
     """What all reference systems share. A subclass gives `dim`, `initial`, `_step` and `_eigenvalues`; time runs in steps of `dt`."""
     dim, sides = 2, (1.0, 1.0)
@@ -93,7 +93,7 @@ class System:
         if not x.isfinite().all(): raise ValueError(f"{name}: holds NaN or Inf; accepted are finite states")
         return x
 
-# %% ../nbs/00_dynamics.ipynb #cell-16
+# %% ../nbs/00_dynamics.ipynb #cell-17
 @dataclass(eq=False)
 class LinearSystem(System):
     """x' = A x + noise * w, w standard normal, in any dimension. `noise` is one number, the standard deviation in each coordinate.
@@ -119,12 +119,12 @@ class LinearSystem(System):
         base = torch.linalg.eigvals(self.A).tolist()
         return lattice(sorted(base, key=lambda v: (_decay(v / max(1, *map(abs, base))), -v.imag)), n)
 
-# %% ../nbs/00_dynamics.ipynb #cell-21
+# %% ../nbs/00_dynamics.ipynb #cell-22
 def _expm1_over(a: float, t: float) -> float:
     "(exp(a t) - 1) / a, which is t at a = 0."
     return math.expm1(a * t) / a if a else t
 
-# %% ../nbs/00_dynamics.ipynb #cell-22
+# %% ../nbs/00_dynamics.ipynb #cell-23
 @dataclass
 class SlowManifold(System):
     """x1' = mu x1, x2' = lam (x2 - x1^2); the exact flow over dt. `initial` is uniform in [-1, 1]^2.
@@ -161,7 +161,7 @@ def _without(values, taken):
         if near: values.remove(near[0])
     return values
 
-# %% ../nbs/00_dynamics.ipynb #cell-28
+# %% ../nbs/00_dynamics.ipynb #cell-29
 @dataclass
 class OrnsteinUhlenbeck(System):
     """dx = -theta x dt + sqrt(2 diffusion) dW in one dimension; the exact transition over dt.
@@ -189,7 +189,7 @@ class OrnsteinUhlenbeck(System):
     def _eigenvalues(self, n):
         return torch.exp(-self.theta * self.dt * torch.arange(n, dtype=torch.float64)).to(torch.complex128)
 
-# %% ../nbs/00_dynamics.ipynb #cell-34
+# %% ../nbs/00_dynamics.ipynb #cell-35
 @dataclass
 class StuartLandau(System):
     """z' = (mu + i omega) z - |z|^2 z with z = x1 + i x2; the exact flow over dt.
@@ -226,7 +226,7 @@ class StuartLandau(System):
 
 def _exp(z: complex) -> complex: return math.exp(z.real) * complex(math.cos(z.imag), math.sin(z.imag))
 
-# %% ../nbs/00_dynamics.ipynb #cell-37
+# %% ../nbs/00_dynamics.ipynb #cell-38
 def rk4(field, x: torch.Tensor, dt: float, piece: float) -> torch.Tensor:
     "Follow x' = field(x) for a time dt in equal pieces no longer than `piece`: classical Runge-Kutta, error of order piece^4."
     n = math.ceil(dt / piece - 1e-9)
@@ -245,7 +245,7 @@ class Flow(System):
 
     def _step(self, x, generator=None): return rk4(self._field, x, self.dt, self.piece)
 
-# %% ../nbs/00_dynamics.ipynb #cell-39
+# %% ../nbs/00_dynamics.ipynb #cell-40
 @dataclass
 class Pendulum(Flow):
     """theta' = p, p' = -sin(theta), without friction; theta is not wrapped. `initial` is uniform in [-pi, pi] x [-3, 3].
@@ -266,7 +266,7 @@ class Pendulum(Flow):
         raise NotImplementedError(f"n = {n}: the frequency of a swing depends on its energy, so beyond the eigenvalue 1 the spectrum is "
                                   "continuous and fills the unit circle; test |l| = 1 instead")
 
-# %% ../nbs/00_dynamics.ipynb #cell-42
+# %% ../nbs/00_dynamics.ipynb #cell-43
 @dataclass
 class Duffing(Flow):
     """x1' = x2, x2' = -delta x2 + x1 - x1^3: two wells at x1 = +-1. `initial` is uniform in [-2, 2]^2.
@@ -294,7 +294,7 @@ class Duffing(Flow):
         levels = [list(level) for _, level in itertools.groupby(one_well, _decay)]
         return torch.tensor([v for level in levels for v in level + level][:n], dtype=torch.complex128)
 
-# %% ../nbs/00_dynamics.ipynb #cell-46
+# %% ../nbs/00_dynamics.ipynb #cell-47
 @dataclass
 class VanDerPol(Flow):
     """x1' = x2, x2' = mu (1 - x1^2) x2 - x1, mu >= 0. `initial` is uniform in [-3, 3]^2.

@@ -6,13 +6,13 @@
 __all__ = ['mean_at_k', 'pass_at_k_per_problem', 'pass_at_k', 'bootstrap_ci', 'paired_difference', 'evaluate', 'grade',
            'from_counts', 'log_evaluation', 'report', 'evaluate_model', 'main']
 
-# %% ../nbs/10_evaluate.ipynb #cell-5
+# %% ../nbs/10_evaluate.ipynb #cell-6
 from numbers import Integral
 
 import numpy as np
 import torch
 
-# %% ../nbs/10_evaluate.ipynb #cell-10
+# %% ../nbs/10_evaluate.ipynb #cell-11
 def _array(name, value) -> np.ndarray:
     "A list, array or tensor as numpy; ragged lists are refused."
     try: return value.detach().cpu().numpy() if torch.is_tensor(value) else np.asarray(value)
@@ -39,7 +39,7 @@ def mean_at_k(correct) -> float:
     """
     return float(_graded(correct).mean())
 
-# %% ../nbs/10_evaluate.ipynb #cell-15
+# %% ../nbs/10_evaluate.ipynb #cell-16
 def pass_at_k_per_problem(correct, k) -> np.ndarray:
     """Unbiased chance, per problem, that at least one of k samples is correct (Chen et al. 2021, arXiv 2107.03374, eq. 1).
 
@@ -68,7 +68,7 @@ def pass_at_k(correct, k) -> float:
     "pass@k: the mean of `pass_at_k_per_problem` over the problems; same arguments, same errors."
     return float(pass_at_k_per_problem(correct, k).mean())
 
-# %% ../nbs/10_evaluate.ipynb #cell-22
+# %% ../nbs/10_evaluate.ipynb #cell-23
 def _values(name, values) -> np.ndarray:
     "Scores as float64 (seeds, problems); a vector is one seed."
     array = _array(name, values)
@@ -87,7 +87,7 @@ def _rng(generator) -> np.random.Generator:
         return np.random.default_rng(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
     raise ValueError(f"generator: got {type(generator).__name__}; accepted: numpy Generator, torch.Generator or None")
 
-# %% ../nbs/10_evaluate.ipynb #cell-24
+# %% ../nbs/10_evaluate.ipynb #cell-25
 def _resampled(values, problems, rng) -> np.ndarray:
     "Means of `values` (seeds, problems) on the columns that each row of `problems` (n_boot, P) names; seeds drawn with replacement."
     n_seeds = len(values)
@@ -120,7 +120,7 @@ def _check_options(n_boot, level, seeds):
     if not isinstance(n_boot, Integral) or n_boot < 1: raise ValueError(f"n_boot: got {n_boot}; accepted: an integer of at least 1")
     if not 0 < level < 1: raise ValueError(f"level: got {level}; accepted: a number between 0 and 1, such as 0.95")
 
-# %% ../nbs/10_evaluate.ipynb #cell-25
+# %% ../nbs/10_evaluate.ipynb #cell-26
 def bootstrap_ci(values, n_boot=2000, level=0.95, generator=None, seeds="student") -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of the mean of `values`.
 
@@ -140,7 +140,7 @@ def bootstrap_ci(values, n_boot=2000, level=0.95, generator=None, seeds="student
     _check_options(n_boot, level, seeds)
     return _interval(_draws([values], [1], n_boot, rng, seeds), level)
 
-# %% ../nbs/10_evaluate.ipynb #cell-41
+# %% ../nbs/10_evaluate.ipynb #cell-42
 def paired_difference(a, b, n_boot=2000, level=0.95, generator=None, seeds="student") -> tuple[float, float, float]:
     """Difference of means a - b on the same problems, with its percentile bootstrap interval: (difference, low, high).
 
@@ -159,7 +159,7 @@ def paired_difference(a, b, n_boot=2000, level=0.95, generator=None, seeds="stud
         raise ValueError(f"b: got {b.shape[1]} problems against {a.shape[1]} of a; accepted: the same problems in the same order")
     return float(a.mean() - b.mean()), *_interval(_draws([a, b], [1, -1], n_boot, rng, seeds), level)
 
-# %% ../nbs/10_evaluate.ipynb #cell-48
+# %% ../nbs/10_evaluate.ipynb #cell-49
 import argparse
 import json
 import os
@@ -173,7 +173,7 @@ from .reasoner import load_reasoner
 from .record import Run, data_dir
 from .tasks import TASKS
 
-# %% ../nbs/10_evaluate.ipynb #cell-49
+# %% ../nbs/10_evaluate.ipynb #cell-50
 def evaluate(model, tokenizer, task, problems, samples: int = 32, temperature: float = 1.0, max_new_tokens: int | None = None, generator=None,
              batch_rows: int = 1024, progress: bool = False) -> list[dict]:
     """One row a problem: how many of `samples` responses were correct, wrong or unparsable, how many distinct correct answers, the mean length.
@@ -198,7 +198,7 @@ def grade(task, problem, responses: list[str]) -> dict:
     return {"level": problem.level, "samples": len(responses), "correct": count["correct"], "unparsable": count["unparsable"],
             "distinct": len({v.answer for v in verdicts if v.correct}), "examples": examples}
 
-# %% ../nbs/10_evaluate.ipynb #cell-53
+# %% ../nbs/10_evaluate.ipynb #cell-54
 def from_counts(correct, samples: int) -> np.ndarray:
     "A (problems, samples) table with `correct[i]` true values in row i: all that mean@k and pass@k look at."
     return np.arange(samples) < np.asarray(correct)[:, None]
@@ -221,7 +221,7 @@ def report(run, ks=(1, 8, 32)) -> str:
     parts = [f"pass@{k} {s.mean():.3f} [{low:.3f}, {high:.3f}]" for k, s in scores.items() for low, high in [bootstrap_ci(s)]]
     return f"{run.id}, step {last.step.iloc[0]}, {len(last)} problems x {n} samples: " + ", ".join(parts)
 
-# %% ../nbs/10_evaluate.ipynb #cell-55
+# %% ../nbs/10_evaluate.ipynb #cell-56
 def evaluate_model(model: str, task: str, run_id: str | None = None, level: int | None = None, problems: int = 128, samples: int = 32,
                    temperature: float = 1.0, seed: int = 0, root=None, progress: bool = False) -> Run:
     """Sample a model (a shipped reasoner, a folder, a hub id) on held-out problems into a run folder of its own; one that is finished is read back.

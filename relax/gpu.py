@@ -11,7 +11,7 @@ __all__ = ['BYTES', 'QWEN', 'BLOCK', 'LOGIT_COPIES', 'CHUNK', 'CARDS', 'RESERVED
            'setup_of', 'report', 'one_peak', 'logit_peaks', 'bench_memory', 'without_adapters', 'make_batch', 'update',
            'timed', 'rollouts', 'summary', 'bench_gpu', 'bench_all', 'main']
 
-# %% ../nbs/14_gpu.ipynb #cell-4
+# %% ../nbs/14_gpu.ipynb #cell-5
 import argparse
 import contextlib
 import copy
@@ -35,7 +35,7 @@ from .hidden import capture_hidden
 from .objective import ReLaX, calibrate
 from .record import data_dir, environment, write_atomic
 
-# %% ../nbs/14_gpu.ipynb #cell-12
+# %% ../nbs/14_gpu.ipynb #cell-13
 @torch.no_grad()
 def rollouts_differ(model, prompt_ids, prompt_mask, max_new_tokens: int, eos: int, pad: int) -> float:
     "Share of greedy responses that the adapters of a PEFT model change: 0 for new adapters, above 0 for trained ones."
@@ -45,11 +45,11 @@ def rollouts_differ(model, prompt_ids, prompt_mask, max_new_tokens: int, eos: in
     same = [torch.equal(a[m], b[n]) for a, m, b, n in zip(adapted.ids, adapted.mask, base.ids, base.mask)]
     return 1 - sum(same) / len(same)
 
-# %% ../nbs/14_gpu.ipynb #cell-18
+# %% ../nbs/14_gpu.ipynb #cell-19
 #: Bytes that a frozen number of a linear layer takes. NF4 with double quantisation: 4 bits, an 8-bit scale for 64 numbers, a float32 for 256 scales.
 BYTES = {"fp32": 4.0, "bf16": 2.0, "nf4": (4 + 8 / 64 + 32 / (64 * 256)) / 8}
 
-# %% ../nbs/14_gpu.ipynb #cell-28
+# %% ../nbs/14_gpu.ipynb #cell-29
 @dataclass(frozen=True)
 class Shape:
     "A decoder with grouped-query attention and a gated MLP (Qwen2, Llama), by the numbers of its config.json."
@@ -86,12 +86,12 @@ class Shape:
 
     def adapters(self, rank: int) -> int: return self.layers * rank * sum(i + o for i, o in self.linears().values())
 
-# %% ../nbs/14_gpu.ipynb #cell-29
+# %% ../nbs/14_gpu.ipynb #cell-30
 #: https://huggingface.co/Qwen/Qwen2.5-0.5B/blob/main/config.json and its siblings.
 QWEN = {"0.5B": Shape(24, 896, 14, 2, 4864, 151936, True, 64), "1.5B": Shape(28, 1536, 12, 2, 8960, 151936, True),
         "3B": Shape(36, 2048, 16, 2, 11008, 151936, True), "7B": Shape(28, 3584, 28, 4, 18944, 152064, False)}
 
-# %% ../nbs/14_gpu.ipynb #cell-32
+# %% ../nbs/14_gpu.ipynb #cell-33
 class Live(TorchDispatchMode):
     "Bytes of all tensors made inside that are still alive, in `now`, and the most there ever were, in `peak`."
 
@@ -116,7 +116,7 @@ class Live(TorchDispatchMode):
         del self.seen[key]
         self.now -= size
 
-# %% ../nbs/14_gpu.ipynb #cell-35
+# %% ../nbs/14_gpu.ipynb #cell-36
 def random_model(shape: Shape, rank: int = 32, weights: str = "bf16", device="cpu"):
     "A Qwen2 of that shape with random weights, adapters of `rank` (0: none, all weights learn) and gradient checkpointing."
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -128,7 +128,7 @@ def random_model(shape: Shape, rank: int = 32, weights: str = "bf16", device="cp
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
 
-# %% ../nbs/14_gpu.ipynb #cell-36
+# %% ../nbs/14_gpu.ipynb #cell-37
 def adapted(model, rank: int):
     "The model with LoRA adapters on every linear layer of its blocks, as `lora_target_modules: [all-linear]` makes them."
     from peft import LoraConfig, get_peft_model
@@ -151,7 +151,7 @@ def quantise(model):
     model.is_loaded_in_4bit = True
     return model
 
-# %% ../nbs/14_gpu.ipynb #cell-37
+# %% ../nbs/14_gpu.ipynb #cell-38
 def materialise(model):
     "Give every parameter and buffer of a model on the device `meta` storage of its own (fake storage, inside a FakeTensorMode)."
     made = {}
@@ -186,14 +186,14 @@ def counted(shape: Shape, rank: int = 32, rows: int = 16, tokens: int = 1024, bu
             (logp.mean() + states.float().mean()).backward()
         return {"size": size, "kept": kept, "peak": live.peak - size}
 
-# %% ../nbs/14_gpu.ipynb #cell-40
+# %% ../nbs/14_gpu.ipynb #cell-41
 def count_all(rows: int = 16, tokens: int = 1024) -> list[dict]:
     "`counted` for every Qwen2.5 with adapters of rank 32, into data/bench_count.json."
     found = [{"model": name, "rank": 32, "rows": rows, "tokens": tokens, **counted(s, 32, rows, tokens)} for name, s in QWEN.items()]
     write_atomic(data_dir() / "bench_count.json", json.dumps({"command": "python -m relax.gpu count", "env": environment(), "counts": found}, indent=1) + "\n")
     return found
 
-# %% ../nbs/14_gpu.ipynb #cell-43
+# %% ../nbs/14_gpu.ipynb #cell-44
 #: bfloat16 numbers a token, in multiples of ff and of d, that a block holds at the worst moment of its backward pass (read off `counted`).
 BLOCK = (8, 16)
 #: float32 copies of a chunk of logits at the worst moment of its backward pass (read off `logit_peaks`, below), and logits in a chunk of ours; TRL has a kernel for it.
@@ -206,7 +206,7 @@ def activations(s: Shape, rows: int, tokens: int) -> dict:
     return {"block inputs": 2 * n * s.d * s.layers, "one block": 2 * n * (BLOCK[0] * s.ff + BLOCK[1] * s.d),
             "logits": 4 * LOGIT_COPIES * min(CHUNK, n * s.vocab)}
 
-# %% ../nbs/14_gpu.ipynb #cell-46
+# %% ../nbs/14_gpu.ipynb #cell-47
 @dataclass(frozen=True)
 class Card:
     "A GPU by its data sheet: bytes, dense bfloat16 operations a second, bytes a second."
@@ -229,7 +229,7 @@ NF4_DECODING = 2.0      # how much longer a decoding step takes when weights are
 NF4_UPDATE = 1.15       # the same for an update
 SCALING = 0.9           # of ideal speed, where weights are cut into shards
 
-# %% ../nbs/14_gpu.ipynb #cell-47
+# %% ../nbs/14_gpu.ipynb #cell-48
 @dataclass(frozen=True)
 class Setup:
     "What is trained and how, seen from one GPU."
@@ -245,7 +245,7 @@ class Setup:
     vllm: float = 0.0      # share of the card that vLLM takes while it samples; 0: TRL's own generate
     updates: int = 1       # optimizer steps on a generation batch
 
-# %% ../nbs/14_gpu.ipynb #cell-48
+# %% ../nbs/14_gpu.ipynb #cell-49
 def static(s: Shape, c: Setup) -> dict:
     "Bytes that are always there: the model, what learns, its gradient and AdamW's two moments (float32)."
     trained, share = s.adapters(c.rank) if c.rank else s.parameters, c.world if c.sharded else 1
@@ -275,7 +275,7 @@ def peak(terms: dict) -> float:
     "The bytes of `memory` at the worst moment."
     return sum(terms["always"].values()) + max(sum(terms["sampling"].values()), sum(terms["update"].values()))
 
-# %% ../nbs/14_gpu.ipynb #cell-52
+# %% ../nbs/14_gpu.ipynb #cell-53
 @dataclass(frozen=True)
 class Recipe:
     "The paper's step (Table 3), and what its notes leave open as assumptions."
@@ -305,7 +305,7 @@ def update_seconds(s: Shape, c: Setup, card: Card, r: Recipe) -> float:
     flops = passes * tokens * forward_flops(s, (r.prompt + r.response) / 2)
     return flops / (card.flops * MFU * c.world * (SCALING if c.sharded else 1)) * (NF4_UPDATE if c.weights == "nf4" else 1)
 
-# %% ../nbs/14_gpu.ipynb #cell-53
+# %% ../nbs/14_gpu.ipynb #cell-54
 def decoding_step(s: Shape, c: Setup, card: Card, r: Recipe, rows: int) -> float:
     "Seconds in which `rows` responses get one more token each."
     weights = 2 * s.parameters
@@ -329,7 +329,7 @@ def step_seconds(s: Shape, c: Setup, card: Card, r: Recipe) -> dict:
     speed = tokens_per_second(s, c, card, r) * c.world
     return {"sampling": r.responses * r.sampled_per_kept * r.response / speed if speed else float("inf"), "update": update_seconds(s, c, card, r)}
 
-# %% ../nbs/14_gpu.ipynb #cell-58
+# %% ../nbs/14_gpu.ipynb #cell-59
 WAYS = {"all weights": Setup("fp32", rank=0, sharded=True, vllm=0.4, updates=16), "LoRA": Setup(vllm=0.4), "QLoRA": Setup("nf4", sampled=256)}
 
 
@@ -357,7 +357,7 @@ def plan(sizes=QWEN, cards=CARDS, worlds=(1, 8, 64), r: Recipe = Recipe()) -> li
         rows.append(row)
     return rows
 
-# %% ../nbs/14_gpu.ipynb #cell-64
+# %% ../nbs/14_gpu.ipynb #cell-65
 def changes(c: Setup) -> dict:
     "Ways to need less, by what to write into the configuration, in the order in which to try them."
     found, fewer = {}, f"per_device_train_batch_size: {c.rows // 2}, twice the gradient_accumulation_steps and steps_per_generation, split_groups: true"
@@ -381,7 +381,7 @@ def advice(s: Shape, c: Setup, card: Card) -> list[str]:
         said.append(f"{what}: {now / 1e9:.1f} GB")
     return said
 
-# %% ../nbs/14_gpu.ipynb #cell-66
+# %% ../nbs/14_gpu.ipynb #cell-67
 def shape_of(model: str) -> Shape:
     "The shape of Qwen2.5 by name, else by the model's config.json."
     for name, s in QWEN.items():
@@ -391,7 +391,7 @@ def shape_of(model: str) -> Shape:
     return Shape(c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.intermediate_size, c.vocab_size, c.tie_word_embeddings,
                  getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads, c.model_type == "qwen2")
 
-# %% ../nbs/14_gpu.ipynb #cell-67
+# %% ../nbs/14_gpu.ipynb #cell-68
 def setup_of(args, model, world: int = 1) -> Setup:
     "The setup that a `ReLaXConfig` and TRL's ModelConfig describe."
     rank = model.lora_r if model.use_peft else 0
@@ -413,7 +413,7 @@ def report(path: str, world: int, card: Card) -> list[str]:
     lines.append(f"expected peak {peak(memory(s, c, card)) / 1e9:.1f} of {card.memory / 1e9:.1f} GB; an update and its rollouts {sum(t.values()) / 60:.1f} min ({t['sampling'] / 60:.1f} of it sampling)")
     return lines + advice(s, c, card)
 
-# %% ../nbs/14_gpu.ipynb #cell-70
+# %% ../nbs/14_gpu.ipynb #cell-71
 def one_peak(how: str, tokens: int, vocab: int, d: int, budget: int) -> int:
     "Bytes by which this process's resident memory grew at most, in log-probabilities of `tokens` and their backward pass; call it in a fresh process."
     torch.set_num_threads(1)
@@ -440,7 +440,7 @@ def bench_memory() -> dict:
     write_atomic(data_dir() / "bench_memory.json", json.dumps(found, indent=1) + "\n")
     return found
 
-# %% ../nbs/14_gpu.ipynb #cell-74
+# %% ../nbs/14_gpu.ipynb #cell-75
 CONTESTANTS = {"grpo": GRPO(), "uniform_kl": GRPO(kl=0.01), "relax_alone": ReLaX(beta=0.0), "relax": ReLaX(beta=0.01)}
 
 
@@ -463,7 +463,7 @@ def update(model, reference, r: Rollouts, method, calibration, optimizer, group:
     optimizer.step()
     optimizer.zero_grad()
 
-# %% ../nbs/14_gpu.ipynb #cell-75
+# %% ../nbs/14_gpu.ipynb #cell-76
 def timed(f, device) -> tuple[float, int | None]:
     "Seconds and peak bytes of f(); no bytes on the CPU, where torch does not count."
     cuda = torch.device(device).type == "cuda"
@@ -494,7 +494,7 @@ def summary(found: dict, sampling: float, fit: float) -> dict:
             "update_ratio": {name: t / grpo for name, t in seconds.items()}, "step_ratio": {name: (sampling + t) / (sampling + grpo) for name, t in seconds.items()},
             "sampling_seconds": sampling, "fit_over_step": fit / (sampling + grpo)}
 
-# %% ../nbs/14_gpu.ipynb #cell-76
+# %% ../nbs/14_gpu.ipynb #cell-77
 def bench_gpu(shape: Shape, weights: str = "nf4", rank: int = 32, prompts: int = 1, group: int = 16, prompt: int = 128, response: int = 1024, rows: int = 16, rounds: int = 5, device: str | None = None) -> dict:
     "One step of every contestant on the same rollouts, `rounds` times in turn after a warm-up; a record of what was measured, on what."
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -515,7 +515,7 @@ def bench_gpu(shape: Shape, weights: str = "nf4", rank: int = 32, prompts: int =
     size = {"weights": weights, "rank": rank, "responses": len(made[0]), "prompt": prompt, "response": response, "rows": rows, "rounds": rounds}
     return size | {"parameters": shape.parameters, "sampling_peak_bytes": sampling_peak, "fit_seconds": fit, **summary(found, sampling, fit), "env": environment()}
 
-# %% ../nbs/14_gpu.ipynb #cell-78
+# %% ../nbs/14_gpu.ipynb #cell-79
 #: What `python -m relax.gpu bench` measures: the model, and how it is trained.
 GPU_RUNS = {"0.5B-lora": ("0.5B", "bf16", 32), "1.5B-lora": ("1.5B", "bf16", 32), "1.5B-qlora": ("1.5B", "nf4", 32), "7B-qlora": ("7B", "nf4", 32)}
 
@@ -531,7 +531,7 @@ def bench_all(names=GPU_RUNS):
         write_atomic(path, json.dumps(records, indent=1) + "\n")
         torch.cuda.empty_cache()
 
-# %% ../nbs/14_gpu.ipynb #cell-83
+# %% ../nbs/14_gpu.ipynb #cell-84
 def main(arguments=None):
     "python -m relax.gpu plan --config FILE | table | count | memory | bench [NAME ...]"
     parser = argparse.ArgumentParser(prog="relax.gpu", description="What a run needs: expected by arithmetic (plan, table), counted (count), measured (memory, bench).")

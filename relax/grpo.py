@@ -7,7 +7,7 @@ __all__ = ['AGGREGATIONS', 'Rollouts', 'check_context', 'check_request', 'positi
            'token_scores', 'head_scores', 'score_rows', 'score', 'trim', 'group_advantages', 'stack', 'informative',
            'check_choice', 'masked_mean', 'clipped_loss', 'Batch', 'sampled_kl', 'Watched', 'GRPO']
 
-# %% ../nbs/07_grpo.ipynb #cell-3
+# %% ../nbs/07_grpo.ipynb #cell-4
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .hidden import capture_hidden
 
-# %% ../nbs/07_grpo.ipynb #cell-5
+# %% ../nbs/07_grpo.ipynb #cell-6
 @dataclass
 class Rollouts:
     """N prompts with one response each; masks are true on real tokens.
@@ -36,7 +36,7 @@ class Rollouts:
     def __getitem__(self, rows) -> "Rollouts":
         return Rollouts(**{k: None if v is None else v[rows] for k, v in vars(self).items()})
 
-# %% ../nbs/07_grpo.ipynb #cell-6
+# %% ../nbs/07_grpo.ipynb #cell-7
 def check_context(model, prompt_length: int, max_new_tokens: int):
     "Raise ValueError where prompt and response together are longer than the model can read."
     limit = getattr(model.config, "max_position_embeddings", None)
@@ -44,7 +44,7 @@ def check_context(model, prompt_length: int, max_new_tokens: int):
         raise ValueError(f"max_new_tokens: got {max_new_tokens} after a prompt of {prompt_length} tokens, "
                          f"but the model reads at most {limit}; accepted is a prompt and a response of {limit} together")
 
-# %% ../nbs/07_grpo.ipynb #cell-7
+# %% ../nbs/07_grpo.ipynb #cell-8
 def check_request(prompt_ids, prompt_mask, max_new_tokens: int, group_size: int, temperature: float):
     "Raise ValueError where `sample` has nothing to read or to write, or would read padding as if it were the end of a prompt."
     if prompt_ids.ndim != 2 or not prompt_ids.numel() or prompt_mask.shape != prompt_ids.shape:
@@ -56,7 +56,7 @@ def check_request(prompt_ids, prompt_mask, max_new_tokens: int, group_size: int,
     if group_size < 1: raise ValueError(f"group_size: got {group_size}, accepted is at least 1")
     if temperature < 0: raise ValueError(f"temperature: got {temperature}, accepted is 0 (greedy) or more")
 
-# %% ../nbs/07_grpo.ipynb #cell-8
+# %% ../nbs/07_grpo.ipynb #cell-9
 def positions(mask: torch.Tensor) -> torch.Tensor:
     "Position ids that start at the first real token, wherever the padding stands."
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -68,7 +68,7 @@ def pick(logits: torch.Tensor, temperature: float, generator=None) -> tuple[torc
     token = logp.argmax(-1, keepdim=True) if temperature == 0 else torch.multinomial(logp.exp(), 1, generator=generator)
     return token[:, 0], logp.gather(-1, token)[:, 0]
 
-# %% ../nbs/07_grpo.ipynb #cell-9
+# %% ../nbs/07_grpo.ipynb #cell-10
 @torch.no_grad()
 def sample(model, prompt_ids, prompt_mask, max_new_tokens: int, eos: int, pad: int, group_size: int = 1, temperature: float = 1.0,
            generator=None) -> Rollouts:
@@ -101,7 +101,7 @@ def sample(model, prompt_ids, prompt_mask, max_new_tokens: int, eos: int, pad: i
     rows = [x.repeat_interleave(group_size, 0) for x in (prompt_ids, prompt_mask.bool())]
     return Rollouts(*rows, ids[:, :used], mask[:, :used], logp[:, :used])
 
-# %% ../nbs/07_grpo.ipynb #cell-10
+# %% ../nbs/07_grpo.ipynb #cell-11
 def encode(tokenizer, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     "Prompts as ids and mask (N, P), padded on the left."
     batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
@@ -112,7 +112,7 @@ def decode(tokenizer, rollouts: Rollouts) -> list[str]:
     "The responses as text, without padding and end marks."
     return [tokenizer.decode(ids[mask], skip_special_tokens=True) for ids, mask in zip(rollouts.ids, rollouts.mask)]
 
-# %% ../nbs/07_grpo.ipynb #cell-15
+# %% ../nbs/07_grpo.ipynb #cell-16
 def token_scores(logits, ids, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     "Log-probability of each of `ids` (..., T) and entropy of the distribution it was drawn from, in nats; logits are (..., T, V)."
     logp = F.log_softmax(logits.float() / temperature, dim=-1)
@@ -147,7 +147,7 @@ def score_rows(model, r: Rollouts, temperature: float = 1.0, budget: int = 2**26
         raise ValueError(f"model: {type(model).__name__} changes its logits after the LM head (scaling, soft-capping), accepted is a plain head")
     return *head_scores(head, states[:, P - 1:-1], r.ids, temperature, budget), states[:, P:]
 
-# %% ../nbs/07_grpo.ipynb #cell-19
+# %% ../nbs/07_grpo.ipynb #cell-20
 def score(model, r: Rollouts, temperature: float = 1.0, n_buckets: int = 4):
     """As `score_rows`, but rows of similar length go together and carry little padding; results stand in the order of `r`.
 
@@ -167,7 +167,7 @@ def trim(r: Rollouts) -> Rollouts:
     p, t = r.prompt_mask.any(0), r.mask.any(0)
     return replace(r, prompt_ids=r.prompt_ids[:, p], prompt_mask=r.prompt_mask[:, p], ids=r.ids[:, t], mask=r.mask[:, t], logp=r.logp[:, t])
 
-# %% ../nbs/07_grpo.ipynb #cell-23
+# %% ../nbs/07_grpo.ipynb #cell-24
 def group_advantages(rewards, group_size: int, scale: str = "std", eps: float = 1e-6) -> torch.Tensor:
     """Advantages within each group of responses to one prompt (GRPO, eq. 1-3): (R - mean) / std, or R - mean with scale="none".
 
@@ -188,7 +188,7 @@ def group_advantages(rewards, group_size: int, scale: str = "std", eps: float = 
     centred = (groups - groups.mean(1, keepdim=True)).masked_fill(equal, 0)
     return (centred / (groups.std(1, keepdim=True) + eps) if scale == "std" else centred).flatten()
 
-# %% ../nbs/07_grpo.ipynb #cell-26
+# %% ../nbs/07_grpo.ipynb #cell-27
 def stack(parts: list[Rollouts]) -> Rollouts:
     "Rollouts of different widths as one: prompts padded further on the left, responses on the right."
     P, T = max(r.prompt_ids.shape[1] for r in parts), max(r.ids.shape[1] for r in parts)
@@ -209,12 +209,12 @@ def informative(rewards, group_size: int) -> torch.Tensor:
     groups = rewards.view(-1, group_size)
     return (groups != groups[:, :1]).any(1).repeat_interleave(group_size)
 
-# %% ../nbs/07_grpo.ipynb #cell-29
+# %% ../nbs/07_grpo.ipynb #cell-30
 def check_choice(name: str, value, accepted: tuple):
     "Raise ValueError naming the argument, what came and what is accepted."
     if value not in accepted: raise ValueError(f"{name}: got {value!r}, accepted are {', '.join(map(repr, accepted))}")
 
-# %% ../nbs/07_grpo.ipynb #cell-30
+# %% ../nbs/07_grpo.ipynb #cell-31
 AGGREGATIONS = ("token", "sequence", "constant", "sum")
 
 
@@ -245,7 +245,7 @@ def clipped_loss(logp, old_logp, advantages, mask, clip_low: float = 0.2, clip_h
     ratio, A = torch.where(mask, logp - old_logp, 0.0).exp(), advantages if advantages.ndim == 2 else advantages[:, None]
     return -masked_mean(torch.min(ratio * A, ratio.clamp(1 - clip_low, 1 + clip_high) * A), mask, aggregation, limit)
 
-# %% ../nbs/07_grpo.ipynb #cell-35
+# %% ../nbs/07_grpo.ipynb #cell-36
 @dataclass
 class Batch:
     "What a method's loss may look at. N responses of at most T tokens; groups of `group_size` neighbours share a prompt."
@@ -264,13 +264,13 @@ class Batch:
     keys: torch.Tensor | None = None  # (N,) equal for equal solutions of one problem, -1 where wrong
     limit: int | None = None  # the longest response allowed, in tokens
 
-# %% ../nbs/07_grpo.ipynb #cell-36
+# %% ../nbs/07_grpo.ipynb #cell-37
 def sampled_kl(logp, ref_logp) -> torch.Tensor:
     "KL(pi || ref) a token from one sample, never negative: exp(d) - d - 1 with d = ref_logp - logp (Schulman's k3, as in GRPO)."
     d = ref_logp - logp
     return d.exp() - d - 1
 
-# %% ../nbs/07_grpo.ipynb #cell-37
+# %% ../nbs/07_grpo.ipynb #cell-38
 @dataclass(frozen=True)
 class Watched:
     """How a run watches DSD; of all methods only ReLaX acts on it.
@@ -288,7 +288,7 @@ class Watched:
     dsd_tokens: int | None = None
     refresh: int = 0
 
-# %% ../nbs/07_grpo.ipynb #cell-38
+# %% ../nbs/07_grpo.ipynb #cell-39
 @dataclass(frozen=True)
 class GRPO(Watched):
     """GRPO as a value: hyper-parameters, what it needs from the loop, and a loss.

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ACCEPTED', 'backbone', 'Tap', 'capture_hidden', 'hidden_states']
 
-# %% ../nbs/04_hidden.ipynb #cell-5
+# %% ../nbs/04_hidden.ipynb #cell-6
 import inspect
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-# %% ../nbs/04_hidden.ipynb #cell-20
+# %% ../nbs/04_hidden.ipynb #cell-21
 ACCEPTED = ("accepted: a transformers causal language model or vision-language model, the same under PEFT (LoRA, QLoRA), "
             "or wrapped by DistributedDataParallel, accelerate or DeepSpeed")
 
@@ -48,7 +48,7 @@ def _last(output, module) -> torch.Tensor:
     raise ValueError(f"model: its backbone {type(module).__name__} returned {type(output).__name__} without a (B, T, d) "
                      f"last_hidden_state; {ACCEPTED}")
 
-# %% ../nbs/04_hidden.ipynb #cell-23
+# %% ../nbs/04_hidden.ipynb #cell-24
 class Tap:
     "What `capture_hidden` hands out: `.states` is (B, T, d), from the last forward pass inside the block."
 
@@ -87,7 +87,7 @@ def capture_hidden(model):
         hook.remove()
         tap._states, tap._open = None, False
 
-# %% ../nbs/04_hidden.ipynb #cell-42
+# %% ../nbs/04_hidden.ipynb #cell-43
 def hidden_states(model, input_ids, attention_mask=None) -> torch.Tensor:
     """The last-layer states (B, T, d) of `input_ids` (B, T), without the LM head: no (B, T, vocabulary) logits are made.
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['edmd', 'spectrum', 'monomials', 'gaussians', 'snapshots', 'residuals', 'pseudospectrum']
 
-# %% ../nbs/01_koopman.ipynb #cell-5
+# %% ../nbs/01_koopman.ipynb #cell-6
 import torch
 
-# %% ../nbs/01_koopman.ipynb #cell-9
+# %% ../nbs/01_koopman.ipynb #cell-10
 _ACCEPTED = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -32,7 +32,7 @@ def _check_pair(x, y):
     dtype = torch.promote_types(x.dtype, y.dtype)
     return x.to(dtype), y.to(dtype)
 
-# %% ../nbs/01_koopman.ipynb #cell-10
+# %% ../nbs/01_koopman.ipynb #cell-11
 def edmd(x: torch.Tensor, y: torch.Tensor, ridge: float = 0.0) -> torch.Tensor:
     """The matrix K (..., m, m) with y ~ x @ K, for snapshots x, y (..., n, m): row i of y is row i of x one step later.
 
@@ -46,7 +46,7 @@ def edmd(x: torch.Tensor, y: torch.Tensor, ridge: float = 0.0) -> torch.Tensor:
     if ridge == 0: return torch.linalg.pinv(x, rtol=10 * m * torch.finfo(x.dtype).eps) @ y
     return torch.linalg.solve(x.mH @ x + ridge * torch.eye(m, dtype=x.dtype, device=x.device), x.mH @ y)
 
-# %% ../nbs/01_koopman.ipynb #cell-15
+# %% ../nbs/01_koopman.ipynb #cell-16
 def spectrum(K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues (..., m) by decreasing magnitude and right eigenvectors (..., m, m) of K; complex, one unit column an eigenvalue.
 
@@ -58,7 +58,7 @@ def spectrum(K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     order = values.abs().sort(dim=-1, descending=True, stable=True).indices
     return values.gather(-1, order), vectors.gather(-1, order[..., None, :].expand_as(vectors))
 
-# %% ../nbs/01_koopman.ipynb #cell-19
+# %% ../nbs/01_koopman.ipynb #cell-20
 def monomials(x: torch.Tensor, degree: int) -> torch.Tensor:
     """All products of coordinates of x (..., d) up to `degree`, the constant included: (..., binomial(d + degree, d)).
 
@@ -82,7 +82,7 @@ def gaussians(x: torch.Tensor, centres: torch.Tensor, width: float) -> torch.Ten
     squares = (x[..., None, :] - centres).square().sum(-1)
     return torch.cat([torch.ones_like(x[..., :1]), (-squares / (2 * width**2)).exp()], -1)
 
-# %% ../nbs/01_koopman.ipynb #cell-20
+# %% ../nbs/01_koopman.ipynb #cell-21
 def snapshots(trajectories: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """All pairs of consecutive states of trajectories (..., T, d), pooled: x and y, each (n, d).
 
@@ -99,7 +99,7 @@ def snapshots(trajectories: torch.Tensor, mask: torch.Tensor | None = None) -> t
     if not both.any(): raise ValueError("mask: has no two consecutive true entries, so there is no pair of snapshots")
     return trajectories[..., :-1, :][both], trajectories[..., 1:, :][both]
 
-# %% ../nbs/01_koopman.ipynb #cell-25
+# %% ../nbs/01_koopman.ipynb #cell-26
 def residuals(x: torch.Tensor, y: torch.Tensor, eigenvalues: torch.Tensor, eigenvectors: torch.Tensor) -> torch.Tensor:
     """Relative ResDMD residual of each eigenpair, ||(y - l x) v|| / ||x v||: (..., k) for snapshots (..., n, m) (paper, eq. 13).
 
@@ -118,7 +118,7 @@ def residuals(x: torch.Tensor, y: torch.Tensor, eigenvalues: torch.Tensor, eigen
     rounding = 10 * info.eps * norm(x, dim=(-2, -1))[..., None] * norm(eigenvectors, dim=-2)
     return norm(yv - eigenvalues[..., None, :] * xv, dim=-2) / norm(xv, dim=-2).maximum(rounding).clamp_min(info.tiny**0.5)
 
-# %% ../nbs/01_koopman.ipynb #cell-37
+# %% ../nbs/01_koopman.ipynb #cell-38
 @torch.no_grad()
 def pseudospectrum(x: torch.Tensor, y: torch.Tensor, grid: torch.Tensor, chunk: int = 64) -> torch.Tensor:
     """The least relative residual min_v ||(y - z x) v|| / ||x v|| at each complex z of `grid`: (..., *grid.shape), without gradient.

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['effective_rank', 'cosine_step', 'matched_dsd', 'readouts', 'refit', 'probe']
 
-# %% ../nbs/probe.ipynb #cell-3
+# %% ../nbs/probe.ipynb #cell-4
 import torch
 
 from .dictionary import KoopmanDictionary, quality
@@ -14,7 +14,7 @@ from .grpo import score
 from .koopman import snapshots
 from .objective import Calibration, first_tokens, response_dsd
 
-# %% ../nbs/probe.ipynb #cell-6
+# %% ../nbs/probe.ipynb #cell-7
 def effective_rank(hidden, mask) -> torch.Tensor:
     """exp(entropy of p), p_i = s_i / sum s, with s the singular values of each row's real states (Roy and Vetterli, 2007): (N,), from 1 to min(T, d).
 
@@ -33,7 +33,7 @@ def cosine_step(hidden, mask) -> torch.Tensor:
     cosine = torch.cosine_similarity(hidden[:, 1:], hidden[:, :-1], dim=-1)
     return (cosine * step).sum(1) / step.sum(1).clamp(min=1)
 
-# %% ../nbs/probe.ipynb #cell-9
+# %% ../nbs/probe.ipynb #cell-10
 def matched_dsd(hidden, mask, calibration: Calibration, estimator="robust") -> torch.Tensor:
     "DSD over the first `calibration.length` tokens of the rows that have as many: (rows,), perhaps none. Shapes as in `dsd`."
     long = mask.sum(1) >= calibration.length
@@ -48,7 +48,7 @@ def readouts(hidden, mask, calibration: Calibration) -> dict:
     rest = {"dsd_matched": matched_dsd(hidden, mask, calibration), "effective_rank": effective_rank(hidden, mask), "cosine_step": cosine_step(hidden, mask)}
     return {k: v.mean().item() for k, v in (dsds | rest).items()}
 
-# %% ../nbs/probe.ipynb #cell-13
+# %% ../nbs/probe.ipynb #cell-14
 def refit(hidden, mask, method, generator) -> KoopmanDictionary:
     "A dictionary as the method's, learnt on these states."
     dictionary = KoopmanDictionary(hidden.shape[-1], method.n_observables, generator=generator, activation=method.activation).to(hidden.device)

@@ -10,7 +10,7 @@ __all__ = ['COLORS', 'LINES', 'LABELS', 'ROUNDING', 'MISSING', 'STATUSES', 'data
            'expected_range', 'readme', 'output_text', 'write_readme', 'claims_table', 'notebook_table', 'bench_table',
            'measure_costs']
 
-# %% ../nbs/13_record.ipynb #cell-2
+# %% ../nbs/13_record.ipynb #cell-3
 import csv
 import hashlib
 import io
@@ -31,12 +31,12 @@ from tqdm.auto import tqdm
 
 import relax
 
-# %% ../nbs/13_record.ipynb #cell-5
+# %% ../nbs/13_record.ipynb #cell-6
 def data_dir() -> Path:
     "The folder `data/` of this checkout, or `$RELAX_DATA` where that is set."
     return Path(os.environ.get("RELAX_DATA", Path(relax.__file__).resolve().parents[1] / "data"))
 
-# %% ../nbs/13_record.ipynb #cell-7
+# %% ../nbs/13_record.ipynb #cell-8
 #: One colour and one line style a method, everywhere, so that a figure reads in grey too (GRPO grey, ReLaX red, as in the paper).
 COLORS = {"base": "#000000", "grpo": "#8c8c8c", "uniform_kl": "#1f6fb4", "relax": "#c8102e"}
 LINES = {"base": ":", "grpo": "-", "uniform_kl": "--", "relax": "-"}
@@ -50,7 +50,7 @@ def style():
         "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
         "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False, "lines.linewidth": 1.6, "svg.hashsalt": "relax"})
 
-# %% ../nbs/13_record.ipynb #cell-10
+# %% ../nbs/13_record.ipynb #cell-11
 def notebook_cost(name: str) -> str:
     "What running notebook `name` cost when it was last measured by `make costs`: seconds, peak memory, machine."
     costs = json.loads((data_dir() / "notebooks.json").read_text()) if (data_dir() / "notebooks.json").exists() else {}
@@ -58,7 +58,7 @@ def notebook_cost(name: str) -> str:
     c = costs[name]
     return f"{name}: {c['seconds']:.0f} s, {c['peak_gb']:.1f} GB at the peak, measured on {c['hardware']}."
 
-# %% ../nbs/13_record.ipynb #cell-11
+# %% ../nbs/13_record.ipynb #cell-12
 def hardware() -> str:
     "The machine in a few words: processor, cores, GPU."
     import torch
@@ -89,14 +89,14 @@ def git_commit() -> str | None:
     out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(relax.__file__).parent, capture_output=True, text=True)
     return out.stdout.strip() or None
 
-# %% ../nbs/13_record.ipynb #cell-14
+# %% ../nbs/13_record.ipynb #cell-15
 def write_atomic(path: Path, text: str):
     "Write a file so that whoever reads it, or kills us, finds the old text or the new one, never half."
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
-# %% ../nbs/13_record.ipynb #cell-15
+# %% ../nbs/13_record.ipynb #cell-16
 class RunTables:
     "The tables of a run folder: reading, writing, forgetting."
 
@@ -137,7 +137,7 @@ class RunTables:
         writer.writerows(rows)
         write_atomic(self.folder / f"{table}.csv", text.getvalue())
 
-# %% ../nbs/13_record.ipynb #cell-16
+# %% ../nbs/13_record.ipynb #cell-17
 class Run(RunTables):
     """A folder data/runs/<id>: `Run.create` makes one and refuses a folder that exists, `Run(id)` opens one.
 
@@ -158,7 +158,7 @@ class Run(RunTables):
         frame = pd.read_csv(self.folder / f"{table}.csv")
         return frame.assign(run=self.id, method=self.config["method"], seed=self.config["seed"])
 
-# %% ../nbs/13_record.ipynb #cell-21
+# %% ../nbs/13_record.ipynb #cell-22
 def fingerprint(run: Run) -> str:
     "sha256 over what a run recorded (configuration, metrics, evaluations): the same numbers, the same fingerprint."
     names = ("config.json", "metrics.csv", "evals.csv")
@@ -187,7 +187,7 @@ def save_figure(fig, slug: str, values: dict, runs: list[Run], paper: str, noteb
     fig.savefig(folder / f"{slug}.png", metadata={"Software": None})
     write_atomic(folder / f"{slug}.json", provenance(values, runs, paper, notebook, files))
 
-# %% ../nbs/13_record.ipynb #cell-24
+# %% ../nbs/13_record.ipynb #cell-25
 def markdown_table(frame: pd.DataFrame) -> str:
     "A data frame as a Markdown table, the index as first column, its name as the first heading."
     cells = [[frame.index.name or "", *frame.columns], ["---"] * (1 + frame.shape[1]), *frame.itertuples(name=None)]
@@ -211,7 +211,7 @@ def save_table(rows, slug: str, runs: list[Run], paper: str, notebook: str, valu
     write_atomic(folder / f"{slug}.json", provenance(rows if values is None else values, runs, paper, notebook, files))
     return text
 
-# %% ../nbs/13_record.ipynb #cell-27
+# %% ../nbs/13_record.ipynb #cell-28
 def paper_table(number: int) -> pd.DataFrame:
     """The paper's table `number`, one row a cell: table, row, column, metric, k, value, note and `printed`, the cell as it stands there, with its mark.
 
@@ -233,7 +233,7 @@ def paper_grid(number: int) -> pd.DataFrame:
     grid = rows.pivot(index="row", columns="column", values="printed")
     return grid.reindex(index=rows.row.unique(), columns=rows.column.unique()).fillna("")
 
-# %% ../nbs/13_record.ipynb #cell-30
+# %% ../nbs/13_record.ipynb #cell-31
 ROUNDING = 0.1  # half a decimal place of the average and half of the cells
 
 
@@ -250,7 +250,7 @@ def recomputed_averages(number: int) -> pd.DataFrame:
     frame = pd.DataFrame({"printed": printed, "cells": cells.size(), "sum": total, "mean": total / cells.size(), "divisor": total / printed})
     return frame.assign(agrees=(frame["mean"] - frame.printed).abs() <= ROUNDING + 1e-9)
 
-# %% ../nbs/13_record.ipynb #cell-34
+# %% ../nbs/13_record.ipynb #cell-35
 def finished_runs(pattern: str = "*", root: Path | None = None) -> list[Run]:
     "The evaluated runs under data/runs whose name fits the pattern, by name; the live ones of `make demo` are left out."
     folders = sorted(p.parent for p in Path(root or data_dir() / "runs").glob(f"{pattern}/evals.csv"))
@@ -275,7 +275,7 @@ def evaluations(arms: dict[str, list[Run]], suites: list[list[int]] | None = Non
             frames.append(t.assign(arm=arm, suite=suite, k=t.samples, score=t.correct / t.samples))
     return pd.concat(frames).dropna(subset="suite")[names]
 
-# %% ../nbs/13_record.ipynb #cell-36
+# %% ../nbs/13_record.ipynb #cell-37
 def suite_scores(frame: pd.DataFrame, **of) -> pd.DataFrame | None:
     """Scores (seeds, problems) of the rows of `evaluations` with, say, arm='relax', suite='suite 3'; None where there are none.
 
@@ -296,7 +296,7 @@ def both_scores(frame: pd.DataFrame, a: str, b: str, suites: list[str], **of) ->
     pairs = [p for p in pairs if p[0] is not None and p[1] is not None]
     return tuple(pd.concat(side, axis=1).values for side in zip(*pairs)) or None
 
-# %% ../nbs/13_record.ipynb #cell-38
+# %% ../nbs/13_record.ipynb #cell-39
 MISSING = "not recorded yet"
 
 
@@ -315,7 +315,7 @@ def suite_table(frame: pd.DataFrame, arms: dict[str, str], suites: list[str], in
             cells[label][suite] = f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({scores.shape[0]} x {scores.shape[1]})"
     return pd.DataFrame(cells).T.rename_axis("method"), values
 
-# %% ../nbs/13_record.ipynb #cell-41
+# %% ../nbs/13_record.ipynb #cell-42
 STATUSES = ("reproduced", "direction holds at smaller scale", "inconclusive", "disagrees", "not attempted")
 
 
@@ -347,7 +347,7 @@ def expected_range(expected) -> tuple[float, float]:
     if expected in (1, -1): return (0.0, inf) if expected == 1 else (-inf, 0.0)
     raise ValueError(f"expected: got {expected!r}, accepted are 1 (above zero), -1 (below zero) or a range (low, high)")
 
-# %% ../nbs/13_record.ipynb #cell-46
+# %% ../nbs/13_record.ipynb #cell-47
 def readme(notebook: Path) -> str:
     "The index notebook as Markdown: prose, code (unless `#| echo: false`), text outputs; paths as seen from the top folder."
     parts = []
@@ -374,7 +374,7 @@ def write_readme():
     root = data_dir().parent
     write_atomic(root / "README.md", readme(root / "nbs" / "index.ipynb"))
 
-# %% ../nbs/13_record.ipynb #cell-48
+# %% ../nbs/13_record.ipynb #cell-49
 def claims_table(findings: dict[str, tuple[str, str]]) -> str:
     "data/paper/claims.csv with our findings (claim id -> (measured, status)) beside it; a claim without one was not attempted."
     claims = pd.read_csv(data_dir() / "paper" / "claims.csv", index_col="claim")
@@ -402,7 +402,7 @@ def bench_table() -> str:
     rows = {b["what"]: {"ratio": f"{b['ratio']:.2f}", "target": b["target"], "met": ("yes" if b["met"] else "no") if b["target"] != "none" else ""} for b in json.loads(path.read_text()).values()}
     return markdown_table(pd.DataFrame(rows).T)
 
-# %% ../nbs/13_record.ipynb #cell-49
+# %% ../nbs/13_record.ipynb #cell-50
 def measure_costs(pattern: str = "**/*.ipynb"):
     "Run the notebooks that fit the pattern as the tests do and write seconds and peak memory to data/notebooks.json (`make costs`); the others keep theirs."
     path, root = data_dir() / "notebooks.json", data_dir().parent

@@ -8,7 +8,7 @@ __all__ = ['TASKS', 'Problem', 'Verdict', 'hashed_coin', 'is_heldout', 'Task', '
            'WaypointsWalks', 'Waypoints', 'gap', 'is_arithmetic', 'ReasoningGym', 'Unstated', 'as_written',
            'first_moves']
 
-# %% ../nbs/05_tasks.ipynb #cell-3
+# %% ../nbs/05_tasks.ipynb #cell-4
 import hashlib
 import inspect
 import random
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import permutations
 
-# %% ../nbs/05_tasks.ipynb #cell-5
+# %% ../nbs/05_tasks.ipynb #cell-6
 @dataclass(frozen=True)
 class Problem:
     "One prompt, its difficulty `level`, and in `data` what the verifier needs to know."
@@ -37,7 +37,7 @@ class Verdict:
     @property
     def correct(self) -> bool: return self.outcome == "correct"
 
-# %% ../nbs/05_tasks.ipynb #cell-7
+# %% ../nbs/05_tasks.ipynb #cell-8
 def hashed_coin(key: str, p: float) -> bool:
     "True for a fraction `p` of all keys: a coin toss that depends on nothing but the key."
     return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) < p * 16**8
@@ -47,7 +47,7 @@ def is_heldout(key: str, fraction: float = 0.2) -> bool:
     "Put `key` on one side of a split, so that no seed can leak a held-out prompt."
     return hashed_coin(key, fraction)
 
-# %% ../nbs/05_tasks.ipynb #cell-8
+# %% ../nbs/05_tasks.ipynb #cell-9
 class Task:
     """A family of verifiable problems. A subclass gives `name`, `levels`, `max_new_tokens`, `words` (its vocabulary) and
 
@@ -73,7 +73,7 @@ class Task:
         "1.0 for a correct response, else 0.0: the verifiable reward of RLVR."
         return float(self.verify(problem, response).correct)
 
-# %% ../nbs/05_tasks.ipynb #cell-10
+# %% ../nbs/05_tasks.ipynb #cell-11
 def apply_op(a: int, op: str, b: int) -> int | None:
     "The whole-number result of `a op b`, or None where there is none."
     if op == "+": return a + b
@@ -101,7 +101,7 @@ def show(e) -> str:
     text = "".join((plus if sign else minus) + show(term) for sign, term in sorted(e[1], key=lambda t: (not t[0], repr(t[1]))))
     return "(" + text.lstrip(plus) + ")"
 
-# %% ../nbs/05_tasks.ipynb #cell-11
+# %% ../nbs/05_tasks.ipynb #cell-12
 def legal_steps(items: list, max_value: int):
     "Every next step: (a, op, b, result, items that remain), `items` being pairs (value, expression)."
     for i, j in permutations(range(len(items)), 2):
@@ -122,7 +122,7 @@ def solutions(numbers: tuple, max_value: int) -> dict:
     search([(n, n) for n in numbers], ())
     return found
 
-# %% ../nbs/05_tasks.ipynb #cell-16
+# %% ../nbs/05_tasks.ipynb #cell-17
 def is_number(word: str) -> bool:
     "Is it a short row of the digits 0-9? Python's int() would also read other scripts' digits, and refuse 5,000 of them with an error."
     return word.isascii() and word.isdecimal() and len(word) <= 9
@@ -145,7 +145,7 @@ def random_steps(numbers: tuple, max_value: int, rng) -> tuple[list, int]:
         steps.append(step)
     return steps, items[0][0]
 
-# %% ../nbs/05_tasks.ipynb #cell-17
+# %% ../nbs/05_tasks.ipynb #cell-18
 @dataclass(frozen=True)
 class CountdownProblems(Task):
     """Make `target` from `numbers` with + - * /, each used once, no result outside 0..max_value.
@@ -186,7 +186,7 @@ class CountdownProblems(Task):
             targets = [t for t in sorted(known) if t >= 10 for _ in known[t]]
             if targets and level in (None, (p := self.problem(numbers, rng.choice(targets))).level): return p
 
-# %% ../nbs/05_tasks.ipynb #cell-18
+# %% ../nbs/05_tasks.ipynb #cell-19
 @dataclass(frozen=True)
 class Countdown(CountdownProblems):
     __doc__ = CountdownProblems.__doc__
@@ -219,7 +219,7 @@ class Countdown(CountdownProblems):
             text.append(f"{attempt} {'!' if commit else '?'}")
             if commit: return " ".join(text)
 
-# %% ../nbs/05_tasks.ipynb #cell-25
+# %% ../nbs/05_tasks.ipynb #cell-26
 @dataclass(frozen=True)
 class WaypointsProblems(Task):
     """Walk along the number line 0..max_value by the steps in your `hand`, through the waypoints in order, never onto a wall.
@@ -257,7 +257,7 @@ class WaypointsProblems(Task):
             p = self.problem(hand, start, cells[:level + 1], sorted(cells[level + 1:]), level)
             if (self.shortest(p) or self.max_moves) <= self.max_moves // 2: return p
 
-# %% ../nbs/05_tasks.ipynb #cell-27
+# %% ../nbs/05_tasks.ipynb #cell-28
 class WaypointsWalks(WaypointsProblems):
     "Moves, distances, and the words of a walk."
 
@@ -291,7 +291,7 @@ class WaypointsWalks(WaypointsProblems):
                 words += [*move, *gap(at, goal)]
         return " ".join(map(str, words + ["!"]))
 
-# %% ../nbs/05_tasks.ipynb #cell-29
+# %% ../nbs/05_tasks.ipynb #cell-30
 @dataclass(frozen=True)
 class Waypoints(WaypointsWalks):
     __doc__ = WaypointsProblems.__doc__
@@ -330,12 +330,12 @@ class Waypoints(WaypointsWalks):
         while not self.verify(p, text := self.walk(p, choose)).correct: pass
         return text
 
-# %% ../nbs/05_tasks.ipynb #cell-30
+# %% ../nbs/05_tasks.ipynb #cell-31
 def gap(at: int, goal: int) -> list:
     "How far the goal is, in words: ['>', 5] five up, ['<', 5] five down, ['='] there."
     return ["="] if at == goal else [">" if goal > at else "<", abs(goal - at)]
 
-# %% ../nbs/05_tasks.ipynb #cell-31
+# %% ../nbs/05_tasks.ipynb #cell-32
 @lru_cache(maxsize=100_000)
 def _distances(hand: tuple, walls: tuple, goal: int, max_value: int) -> dict:
     "Breadth-first search outwards from `goal`."
@@ -347,12 +347,12 @@ def _distances(hand: tuple, walls: tuple, goal: int, max_value: int) -> dict:
                 edge.append(cell)
     return far
 
-# %% ../nbs/05_tasks.ipynb #cell-36
+# %% ../nbs/05_tasks.ipynb #cell-37
 def is_arithmetic(text: str) -> bool:
     "Nothing but digits, + - * / and brackets, no powers, at most 200 characters: harmless even where a scorer evaluates it."
     return len(text) <= 200 and "**" not in text and "//" not in text and re.fullmatch(r"[0-9\s.,+\-*/()\[\]]+", text, re.ASCII) is not None
 
-# %% ../nbs/05_tasks.ipynb #cell-37
+# %% ../nbs/05_tasks.ipynb #cell-38
 class ReasoningGym(Task):
     """Any dataset of the reasoning-gym package as a task: `ReasoningGym("chain_sum", min_terms=2)`; its own scorer judges, 1.0 being correct.
 
@@ -389,7 +389,7 @@ class ReasoningGym(Task):
 
     def demonstration(self, p: Problem, rng) -> str: raise NotImplementedError("reasoning-gym gives answers without working-out")
 
-# %% ../nbs/05_tasks.ipynb #cell-41
+# %% ../nbs/05_tasks.ipynb #cell-42
 @dataclass(frozen=True)
 class Unstated(Task):
     """`task` with a requirement that the prompt does not state: each way of solving a problem is accepted with probability `p_accepted`.
@@ -433,7 +433,7 @@ class Unstated(Task):
         "One of `task`: who demonstrates does not know the taste."
         return self.task.demonstration(p, rng)
 
-# %% ../nbs/05_tasks.ipynb #cell-42
+# %% ../nbs/05_tasks.ipynb #cell-43
 def as_written(v: Verdict, response: str) -> str:
     "Countdown's way: the committed attempt, word for word."
     return " ".join(response.split("?")[-1].split())
@@ -443,5 +443,5 @@ def first_moves(v: Verdict, response: str) -> str:
     "Waypoints' way: the first two moves."
     return " ".join(v.answer.split()[:2])
 
-# %% ../nbs/05_tasks.ipynb #cell-47
+# %% ../nbs/05_tasks.ipynb #cell-48
 TASKS = {t.name: t for t in (Countdown(), Waypoints(), Unstated(Countdown(), as_written), Unstated(Waypoints(), first_moves, level=1))}

@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'make_method', 'option', 'TrainConfig', 'Sampling', 'Colle
            'Checkpointing', 'Trainer', 'StopRequest', 'run_name', 'train', 'train_all', 'joined', 'start_worker',
            'worker', 'latest_reward', 'steps_done', 'parse', 'main']
 
-# %% ../nbs/11_train.ipynb #cell-3
+# %% ../nbs/11_train.ipynb #cell-4
 import argparse
 import json
 import multiprocessing
@@ -35,7 +35,7 @@ from .reasoner import load_reasoner
 from .record import Run, data_dir, write_atomic
 from .tasks import TASKS
 
-# %% ../nbs/11_train.ipynb #cell-5
+# %% ../nbs/11_train.ipynb #cell-6
 METHODS = {"grpo": GRPO(), "uniform_kl": GRPO(kl=0.02), "relax": ReLaX(), **BASELINES}
 
 
@@ -47,7 +47,7 @@ def make_method(name: str, options: dict | None = None) -> GRPO:
         if key not in known: raise ValueError(f"method_options: {name} has no {key!r}, accepted are {known}")
     return replace(METHODS[name], **(options or {}))
 
-# %% ../nbs/11_train.ipynb #cell-8
+# %% ../nbs/11_train.ipynb #cell-9
 def option(default, text: str): return field(default=default, metadata={"help": text})
 
 
@@ -88,7 +88,7 @@ class TrainConfig:
         if method.n_observables * 2 > longest:
             raise ValueError(f"n_observables: got {method.n_observables} for at most {longest} tokens; accepted is at most half of that, better a fifth")
 
-# %% ../nbs/11_train.ipynb #cell-10
+# %% ../nbs/11_train.ipynb #cell-11
 class Sampling:
     "The first part of a trainer: model, optimizer and method, and judged responses to problems."
 
@@ -119,7 +119,7 @@ class Sampling:
         self.asked |= {tuple(i[m].tolist()): p for i, m, p in zip(ids, mask, problems)}
         return r, verdicts
 
-# %% ../nbs/11_train.ipynb #cell-12
+# %% ../nbs/11_train.ipynb #cell-13
 class Collecting(Sampling):
     "The second part of a trainer: the rollouts of a step."
 
@@ -149,7 +149,7 @@ class Collecting(Sampling):
         return self.method.branch(self.model, r, score(self.model, r, c.temperature)[1], r.rewards, judge, c.group_size, self.limit,
                                   t.eos_token_id, t.pad_token_id, c.temperature, self.generator("branch", self.step))
 
-# %% ../nbs/11_train.ipynb #cell-14
+# %% ../nbs/11_train.ipynb #cell-15
 class Preparing(Collecting):
     "The third part of a trainer: what a loss looks at."
 
@@ -176,7 +176,7 @@ class Preparing(Collecting):
         return Batch(r.ids, r.mask, logp, r.logp, entropy, hidden, r.rewards, advantages, c.group_size, calibration=self.calibration,
                      keys=r.keys, limit=self.limit, **reference)
 
-# %% ../nbs/11_train.ipynb #cell-15
+# %% ../nbs/11_train.ipynb #cell-16
 class Updating(Preparing):
     "The fourth part of a trainer: loss and optimizer step."
 
@@ -212,7 +212,7 @@ class Updating(Preparing):
         "Has the text changed, or only the states? See `relax.probe.probe`."
         return {"step": self.step + 1} | probe(self.model, self.reference, r, self.calibration, self.method, self.generator("probe", self.step, device="cpu"))
 
-# %% ../nbs/11_train.ipynb #cell-17
+# %% ../nbs/11_train.ipynb #cell-18
 def load_weights(model, weights: dict):
     "Every weight, or KeyError: only tied ones, which share another's memory, may be missing from a file."
     missing, foreign = model.load_state_dict(weights, strict=False)
@@ -220,7 +220,7 @@ def load_weights(model, weights: dict):
     if foreign or missing: raise KeyError(f"weights missing {missing}, foreign {foreign}")
     model.tie_weights()
 
-# %% ../nbs/11_train.ipynb #cell-18
+# %% ../nbs/11_train.ipynb #cell-19
 class Checkpointing(Updating):
     "The fifth part of a trainer: to the disk and back."
 
@@ -261,7 +261,7 @@ class Checkpointing(Updating):
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": entries})
         return True
 
-# %% ../nbs/11_train.ipynb #cell-19
+# %% ../nbs/11_train.ipynb #cell-20
 class Trainer(Checkpointing):
     "Model, optimizer, method, checkpoints; a method per stage of a step. Randomness comes from (seed, step) alone: resuming needs no generator."
 
@@ -301,7 +301,7 @@ class Trainer(Checkpointing):
                 if self.step == c.steps or (c.eval_every and self.step % c.eval_every == 0): self.evaluate(run)
                 if self.step % c.checkpoint_every == 0 or self.step == c.steps or stop.asked: self.save(run.folder / "checkpoint")
 
-# %% ../nbs/11_train.ipynb #cell-22
+# %% ../nbs/11_train.ipynb #cell-23
 class StopRequest:
     "While inside, the first Ctrl-C is remembered in `.asked` instead of raised; a second one interrupts at once."
 
@@ -317,7 +317,7 @@ class StopRequest:
     def __exit__(self, *error):
         if self.before is not None: signal.signal(signal.SIGINT, self.before)
 
-# %% ../nbs/11_train.ipynb #cell-23
+# %% ../nbs/11_train.ipynb #cell-24
 def run_name(c: TrainConfig) -> str:
     "A default run id that says what the run is."
     changed = "".join(f"-{k}{v}" for k, v in sorted((c.method_options or {}).items()))
@@ -339,7 +339,7 @@ def train(config: TrainConfig, run_id: str | None = None, resume: bool = False, 
     trainer.fit(run, progress)
     return run
 
-# %% ../nbs/11_train.ipynb #cell-28
+# %% ../nbs/11_train.ipynb #cell-29
 def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, progress: bool = True) -> list[Run]:
     """Train every run of `configs` (run id -> configuration) that is not finished, `workers` processes at a time, one thread each.
 
@@ -378,7 +378,7 @@ def worker(config: TrainConfig, run_id: str, root):
     torch.set_num_threads(1)
     train(config, run_id, resume=True, root=root, progress=False)
 
-# %% ../nbs/11_train.ipynb #cell-29
+# %% ../nbs/11_train.ipynb #cell-30
 def latest_reward(run_id: str, root=None) -> str:
     "The reward of a run's last step, for the progress bar."
     return f"reward {float(Run(run_id, root).rows('metrics')[-1]['reward']):.2f}" if steps_done(run_id, root) else "starting"
@@ -389,7 +389,7 @@ def steps_done(run_id: str, root=None) -> int:
     path = Path(root or data_dir() / "runs") / run_id / "metrics.csv"
     return max(len(path.read_text().splitlines()) - 1, 0) if path.exists() else 0
 
-# %% ../nbs/11_train.ipynb #cell-31
+# %% ../nbs/11_train.ipynb #cell-32
 def parse(arguments=None) -> tuple[TrainConfig, argparse.Namespace]:
     "The command line as a TrainConfig and what else was asked for."
     from transformers import HfArgumentParser

@@ -8,7 +8,7 @@ __all__ = ['AGGREGATION', 'SCALE', 'IDLE', 'EXTRAS', 'KEYS', 'ADVICE', 'shuffled
            'last_checkpoint', 'Resuming', 'refuse_merging', 'ReLaXTrainer', 'Hooked', 'DSDCallback', 'DataConfig',
            'conversation', 'text', 'math_reward', 'load_task', 'load_data', 'build', 'main']
 
-# %% ../nbs/12_trl.ipynb #cell-5
+# %% ../nbs/12_trl.ipynb #cell-6
 import inspect
 import json
 import random
@@ -38,13 +38,13 @@ from .record import data_dir
 from .tasks import TASKS
 from .train import make_method, option
 
-# %% ../nbs/12_trl.ipynb #cell-8
+# %% ../nbs/12_trl.ipynb #cell-9
 def shuffled(n: int, group_size: int) -> torch.Tensor:
     "A random order of n rows in which the rows of a group stay neighbours."
     groups = torch.randperm(n // group_size)
     return (groups[:, None] * group_size + torch.arange(group_size)).flatten()
 
-# %% ../nbs/12_trl.ipynb #cell-13
+# %% ../nbs/12_trl.ipynb #cell-14
 def take(batch: dict, rows) -> dict:
     "Some rows of a generation batch: of tensors, of lists; scalars stay as they are."
     def pick(v):
@@ -63,7 +63,7 @@ def merge(parts: list[dict], pad_id: int) -> dict:
         return torch.cat([F.pad(x, side(width - x.shape[1]), value=pad_id if key.endswith("_ids") else 0) for x in rows])
     return {k: join(k) for k in parts[0]}
 
-# %% ../nbs/12_trl.ipynb #cell-16
+# %% ../nbs/12_trl.ipynb #cell-17
 #: What TRL calls our aggregations and scales.
 AGGREGATION = {"bnpo": "token", "grpo": "sequence", "dr_grpo": "constant"}
 SCALE = {"group": "std", "none": "none"}
@@ -72,7 +72,7 @@ IDLE = dict(delta=None, importance_sampling_level="token", top_entropy_quantile=
             off_policy_mask_threshold=None, mask_truncated_completions=False, multi_objective_aggregation="sum_then_normalize",
             use_bias_correction_kl=False)
 
-# %% ../nbs/12_trl.ipynb #cell-17
+# %% ../nbs/12_trl.ipynb #cell-18
 @dataclass
 class ReLaXConfig(GRPOConfig):
     "GRPOConfig with the fields of ReLaX. With `ReLaXTrainer(method=...)` the method value rules, and only the last four count."
@@ -110,7 +110,7 @@ class ReLaXConfig(GRPOConfig):
                      dynamic_sampling=self.dynamic_sampling, clip_low=self.epsilon, clip_high=self.epsilon_high or self.epsilon,
                      aggregation=AGGREGATION[self.loss_type], scale=SCALE[self.scale_rewards])
 
-# %% ../nbs/12_trl.ipynb #cell-19
+# %% ../nbs/12_trl.ipynb #cell-20
 def refuse(method, c):
     "Raise ValueError, saying what to change, for settings that would break later or silently do nothing."
     longest = min(c.max_completion_length, method.dsd_tokens or c.max_completion_length)
@@ -141,7 +141,7 @@ def refuse_groups(method, c):
         raise ValueError(f"dynamic_sampling: a process samples {c.per_device_train_batch_size} x {c.steps_per_generation} responses, not whole groups of "
                          f"num_generations = {c.num_generations}; raise steps_per_generation or set dynamic_sampling=False")
 
-# %% ../nbs/12_trl.ipynb #cell-20
+# %% ../nbs/12_trl.ipynb #cell-21
 def refuse_method(method, c):
     "The same for what a method asks of its loop."
     name = type(method).__name__
@@ -168,7 +168,7 @@ def rehearse(method, rows: int, group_size: int):
         raise ValueError(f"method: the loss of {method} fails on a micro-batch of {rows} responses in groups of {group_size} ({error}). TRL gives it no "
                          "`keys`, and whole groups only where per_device_train_batch_size is a multiple of num_generations") from error
 
-# %% ../nbs/12_trl.ipynb #cell-23
+# %% ../nbs/12_trl.ipynb #cell-24
 #: What TRL's forward takes of a batch besides ids and masks: images and their sizes.
 EXTRAS = {"num_images", "num_tiles", *inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters} - {"input_ids", "attention_mask"}
 
@@ -204,7 +204,7 @@ class Judging(GRPOTrainer):
         if "importance_sampling_ratio" in out: advantages[mine] *= out["importance_sampling_ratio"][:, 0]  # vLLM is not quite the policy
         return out | {"rewards": rewards[mine], "advantages": advantages[mine]}
 
-# %% ../nbs/12_trl.ipynb #cell-25
+# %% ../nbs/12_trl.ipynb #cell-26
 class Refilling(Judging):
     "The second layer: groups of equal rewards are replaced by new prompts."
 
@@ -228,7 +228,7 @@ class Refilling(Judging):
         rows = [rng.randrange(len(self.train_dataset)) for _ in range(groups * self.accelerator.num_processes)]
         return [dict(self.train_dataset[i]) for i in rows[rank * groups:(rank + 1) * groups] for _ in range(self.num_generations)]
 
-# %% ../nbs/12_trl.ipynb #cell-29
+# %% ../nbs/12_trl.ipynb #cell-30
 def fit_once(accelerator, hidden, mask, method, seed: int) -> Calibration:
     "The main process fits dictionary, xi and scale on its rollouts' states, parts of (N, T, d) on the CPU; every process gets the same bits."
     found = [None]
@@ -239,7 +239,7 @@ def fit_once(accelerator, hidden, mask, method, seed: int) -> Calibration:
     calibration.dictionary.to(accelerator.device)
     return calibration
 
-# %% ../nbs/12_trl.ipynb #cell-31
+# %% ../nbs/12_trl.ipynb #cell-32
 class Collecting(Refilling):
     "The third layer: from prompts to micro-batches of whole groups."
 
@@ -273,7 +273,7 @@ class Collecting(Refilling):
             self._buffered_inputs = [unsplit_pixel_values_by_grid(p) for p in split_tensor_dict(take(whole, order), c.steps_per_generation)]
         return self._buffered_inputs[self._step % c.steps_per_generation]
 
-# %% ../nbs/12_trl.ipynb #cell-33
+# %% ../nbs/12_trl.ipynb #cell-34
 #: Keys under which TRL's users know our numbers; everything else is logged as relax/name.
 KEYS = {"kl": "kl", "clipped": "clip_ratio/region_mean", "over_xi": "dsd/over_xi"}
 
@@ -309,7 +309,7 @@ class Learning(Collecting):
         values = self.accelerator.gather(torch.stack([v.detach().float() for v in seen.values()])[None]).mean(0)
         for key, value in zip(seen, values.tolist()): self._metrics["train"][key].append(value)
 
-# %% ../nbs/12_trl.ipynb #cell-37
+# %% ../nbs/12_trl.ipynb #cell-38
 def last_checkpoint(output_dir) -> str | None:
     "The newest complete checkpoint in `output_dir`: a run that is killed while saving leaves a broken one behind."
     def complete(folder):
@@ -318,7 +318,7 @@ def last_checkpoint(output_dir) -> str | None:
     newest = max(Path(output_dir).glob("checkpoint-*"), key=complete, default=None)
     return str(newest) if newest and complete(newest) >= 0 else None
 
-# %% ../nbs/12_trl.ipynb #cell-38
+# %% ../nbs/12_trl.ipynb #cell-39
 class Resuming(Learning):
     "The fifth layer: what a run needs to go on as if nothing had been."
 
@@ -359,7 +359,7 @@ class Resuming(Learning):
         if generator := getattr(getattr(self, "_sampler", None), "generator", None):
             for _ in range(int(self.state.epoch)): torch.randperm(self._sampler.num_samples, generator=generator)
 
-# %% ../nbs/12_trl.ipynb #cell-40
+# %% ../nbs/12_trl.ipynb #cell-41
 def refuse_merging(model, args, quantization):
     "Raise ValueError for vLLM with a quantised model."
     if args.use_vllm and (quantization or getattr(getattr(model, "config", None), "quantization_config", None)):
@@ -371,7 +371,7 @@ ADVICE = ("Out of memory. In this order: keep gradient_checkpointing=True; lower
           "per_device_train_batch_size together (more gradient_accumulation_steps keep the batch); train adapters (peft_config=LoraConfig()), "
           "then 4-bit (quantization_config); set beta=0, which needs no reference model.")
 
-# %% ../nbs/12_trl.ipynb #cell-41
+# %% ../nbs/12_trl.ipynb #cell-42
 class ReLaXTrainer(Resuming):
     """GRPOTrainer whose loss is a method value: ReLaX as `args` (a `ReLaXConfig`) says, or any `method=`.
 
@@ -405,7 +405,7 @@ class ReLaXTrainer(Resuming):
         try: return super().training_step(*args, **kwargs)
         except torch.OutOfMemoryError as error: raise torch.OutOfMemoryError(f"{error}\n{ADVICE}") from error
 
-# %% ../nbs/12_trl.ipynb #cell-56
+# %% ../nbs/12_trl.ipynb #cell-57
 class Hooked(TrainerCallback):
     "Calls `arrived` with states (N, T, d) and mask (N, T) of every training forward of a GRPOTrainer."
 
@@ -425,7 +425,7 @@ class Hooked(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         for hook in self.hooks: hook.remove()
 
-# %% ../nbs/12_trl.ipynb #cell-57
+# %% ../nbs/12_trl.ipynb #cell-58
 class DSDCallback(Hooked):
     """Log dsd/mean and dsd/over_xi of a GRPOTrainer that is otherwise left alone: `trainer.add_callback(DSDCallback(trainer))`.
 
@@ -465,7 +465,7 @@ class DSDCallback(Hooked):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "dsd"
         if self.calibration and self.trainer.accelerator.is_main_process: self.calibration.save(folder)
 
-# %% ../nbs/12_trl.ipynb #cell-60
+# %% ../nbs/12_trl.ipynb #cell-61
 @dataclass
 class DataConfig:
     "What to train on and by which method; the rest is in ReLaXConfig and TRL's ModelConfig."
@@ -500,7 +500,7 @@ def math_reward(completions, answer, log_metric=None, **kwargs) -> list:
     if log_metric: log_metric("unparsable", verdicts.count("unparsable") / len(verdicts))
     return [None if v == "gold" else float(v == "correct") for v in verdicts]
 
-# %% ../nbs/12_trl.ipynb #cell-62
+# %% ../nbs/12_trl.ipynb #cell-63
 def load_task(c: DataConfig):
     "Problems of one of our tasks as a data set, and its verifier as a reward function."
     task = TASKS[c.dataset_name]
@@ -518,7 +518,7 @@ def load_data(c: DataConfig):
         raise ValueError(f"dataset_name: {c.dataset_name} has the columns {data.column_names} and lacks {sorted(missing)}; rename its columns")
     return data.map(lambda row: {"prompt": conversation(row["prompt"], c), "answer": str(row["answer"])}, load_from_cache_file=False), math_reward
 
-# %% ../nbs/12_trl.ipynb #cell-63
+# %% ../nbs/12_trl.ipynb #cell-64
 def build(data: DataConfig, args: ReLaXConfig, model: ModelConfig) -> ReLaXTrainer:
     "The trainer that three configurations describe."
     if data.instruction_turn not in ("user", "system"): raise ValueError(f"instruction_turn: got {data.instruction_turn!r}, accepted are 'user' and 'system'")
@@ -542,5 +542,5 @@ def main(arguments=None):
     trainer.save_model(args.output_dir)
     if hasattr(trainer, "end"): trainer.end()
 
-# %% ../nbs/12_trl.ipynb #cell-65
+# %% ../nbs/12_trl.ipynb #cell-66
 if __name__ == "__main__" and "__file__" in globals(): main()  # as `python -m relax.trl`, not when this notebook runs
