@@ -6,19 +6,21 @@
 __all__ = ['SIGNALS', 'BASELINES', 'SOURCES', 'Rival', 'DAPO', 'HighEntropy', 'HICRA', 'fork_points', 'block_factors', 'prefixes',
            'rejoin', 'one_of_each', 'FR3E', 'DCPO', 'smooth_advantages', 'is_correct', 'covariances', 'own_generator',
            'ClipCov', 'KLCov', 'Entropy', 'ZeroDiv', 'EffectiveRank', 'within_groups', 'length_free', 'z_scores',
-           'random_signal', 'rarity', 'own_dsd', 'reference_dsd', 'novelty', 'Bonus', 'Source', 'constants']
+           'random_signal', 'rarity', 'own_dsd', 'reference_dsd', 'pooled_dsd', 'novelty', 'Bonus', 'Source',
+           'constants']
 
-# %% ../nbs/09_baselines.ipynb #cell-3
+# %% ../nbs/09_baselines.ipynb #cell-4
 from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 
 from .grpo import GRPO, Batch, Rollouts, check_choice, masked_mean, sample, sampled_kl
+from .dsd import pool_groups
 from .objective import first_tokens, response_dsd
 from .probe import effective_rank
 
-# %% ../nbs/09_baselines.ipynb #cell-10
+# %% ../nbs/09_baselines.ipynb #cell-11
 @dataclass(frozen=True)
 class Rival(GRPO):
     "GRPO with its parts in reach: a subclass overrides `weigh`, `bounds`, `surrogate`, `add` or `shape_rewards`. By itself it is GRPO."
@@ -52,7 +54,7 @@ class Rival(GRPO):
         kl = masked_mean(sampled_kl(*(x.masked_fill(~b.mask, 0) for x in (b.logp, b.ref_logp))), b.mask, self.aggregation, b.limit)
         return policy + term + self.kl * kl, metrics | {"kl": kl}
 
-# %% ../nbs/09_baselines.ipynb #cell-19
+# %% ../nbs/09_baselines.ipynb #cell-20
 @dataclass(frozen=True)
 class DAPO(Rival):
     """DAPO (arXiv 2503.14476): clip-higher, mean over tokens, dynamic sampling, and a soft penalty for responses that come near the limit.
@@ -67,7 +69,7 @@ class DAPO(Rival):
         cache = self.overlong * limit
         return rewards + ((limit - cache - mask.sum(1)) / cache).clamp(-1, 0)
 
-# %% ../nbs/09_baselines.ipynb #cell-20
+# %% ../nbs/09_baselines.ipynb #cell-21
 @dataclass(frozen=True)
 class HighEntropy(DAPO):
     "DAPO on the `top` share of the tokens by entropy only (arXiv 2506.01939); the mean is still over all tokens."
@@ -81,7 +83,7 @@ class HighEntropy(DAPO):
 
     def weigh(self, b: Batch) -> torch.Tensor: return super().weigh(b) * self.forking(b)
 
-# %% ../nbs/09_baselines.ipynb #cell-23
+# %% ../nbs/09_baselines.ipynb #cell-24
 @dataclass(frozen=True)
 class HICRA(Rival):
     """Planning tokens get A + alpha |A| (arXiv 2509.03646). `planning`: token ids, or words that `bind` turns into ids.
@@ -108,7 +110,7 @@ class HICRA(Rival):
         A = super().weigh(b)
         return A + self.alpha * A.abs() * self.plans(b)
 
-# %% ../nbs/09_baselines.ipynb #cell-26
+# %% ../nbs/09_baselines.ipynb #cell-27
 def fork_points(entropy, mask, k: int) -> torch.Tensor:
     "The `k` positions of highest entropy in each response, in order, (N, k); 0 (the prompt itself) where there are fewer tokens."
     k_real = min(k, entropy.shape[1])
@@ -126,7 +128,7 @@ def block_factors(cuts, values, start, width: int) -> torch.Tensor:
     block = (torch.arange(width, device=cuts.device)[None, :, None] >= cuts[:, None]).sum(-1)
     return alpha.gather(1, block)
 
-# %% ../nbs/09_baselines.ipynb #cell-27
+# %% ../nbs/09_baselines.ipynb #cell-28
 def prefixes(r: Rollouts, cuts) -> tuple[torch.Tensor, torch.Tensor]:
     "Each prompt with the first `cuts` (n, K) tokens of its response behind it, as ids and mask (n * K, P), padded on the left."
     rows = [torch.cat([r.prompt_ids[i][r.prompt_mask[i]], r.ids[i, :cut]]) for i, row in enumerate(cuts.tolist()) for cut in row]
@@ -148,7 +150,7 @@ def rejoin(r: Rollouts, cuts, endings: Rollouts, limit: int) -> Rollouts:
     parts["mask"] = parts["mask"] & ((t < cut) | inside)
     return Rollouts(r.prompt_ids[source], r.prompt_mask[source], **parts)
 
-# %% ../nbs/09_baselines.ipynb #cell-28
+# %% ../nbs/09_baselines.ipynb #cell-29
 def one_of_each(rewards, group_size: int) -> torch.Tensor:
     "The first right and the first wrong response of each group, as row numbers."
     right = (rewards > 0).view(-1, group_size)
@@ -184,7 +186,7 @@ class FR3E(GRPO):
         factors = torch.ones(r.ids.shape, dtype=values.dtype, device=values.device)
         return factors.index_put((rows,), block_factors(cuts, values, start.to(values), r.ids.shape[1]))
 
-# %% ../nbs/09_baselines.ipynb #cell-31
+# %% ../nbs/09_baselines.ipynb #cell-32
 @dataclass(frozen=True)
 class DCPO(Rival):
     "Bounds that widen as the old probability falls, mean within each response (arXiv 2509.02333). Its smoothed advantage: `smooth_advantages`."
@@ -207,12 +209,12 @@ def smooth_advantages(new, total, seen: int) -> torch.Tensor:
     mixed = ((seen - 1) * new + total) / seen, (new + (seen - 1) * total) / seen
     return torch.where(mixed[0].abs() <= mixed[1].abs(), *mixed)
 
-# %% ../nbs/09_baselines.ipynb #cell-36
+# %% ../nbs/09_baselines.ipynb #cell-37
 def is_correct(b: Batch) -> torch.Tensor:
     "Which responses the verifier accepts, (N,) bool."
     return b.keys >= 0 if b.keys is not None else b.rewards > 0
 
-# %% ../nbs/09_baselines.ipynb #cell-37
+# %% ../nbs/09_baselines.ipynb #cell-38
 def covariances(b: Batch, A) -> torch.Tensor:
     "c (N, T): advantage times log-probability, each minus its mean over the real tokens; -inf at padding. No gradient."
     c = [torch.where(b.mask, x.detach(), 0.0) for x in (A, b.logp)]
@@ -224,7 +226,7 @@ def own_generator(b: Batch) -> torch.Generator:
     "Randomness made from the batch's tokens: the same batch gives the same draw, so that a resumed run needs no state."
     return torch.Generator().manual_seed(int((b.ids * b.mask).sum()))
 
-# %% ../nbs/09_baselines.ipynb #cell-38
+# %% ../nbs/09_baselines.ipynb #cell-39
 @dataclass(frozen=True)
 class ClipCov(Rival):
     "No gradient on a few random tokens whose covariance lies in (lowest, highest) (arXiv 2505.22617; constants of the authors' scripts)."
@@ -245,7 +247,7 @@ class ClipCov(Rival):
 
     def surrogate(self, b: Batch) -> torch.Tensor: return super().surrogate(b) * ~self.dropped(b)
 
-# %% ../nbs/09_baselines.ipynb #cell-39
+# %% ../nbs/09_baselines.ipynb #cell-40
 @dataclass(frozen=True)
 class KLCov(Rival):
     """-rho A, unclipped, plus beta |log rho| on the `ratio` of tokens with the largest covariance (arXiv 2505.22617; the authors' script).
@@ -269,7 +271,7 @@ class KLCov(Rival):
         paid = self.punished(b) & (d.detach().abs() > self.rounding)
         return d.exp() * self.weigh(b) - self.beta * torch.where(paid, d.abs(), 0.0)
 
-# %% ../nbs/09_baselines.ipynb #cell-44
+# %% ../nbs/09_baselines.ipynb #cell-45
 @dataclass(frozen=True)
 class Entropy(Rival):
     "GRPO + coefficient * mean token entropy."
@@ -278,7 +280,7 @@ class Entropy(Rival):
     def add(self, b: Batch) -> tuple:
         return -self.coefficient * masked_mean(b.entropy, b.mask, self.aggregation, b.limit), {}
 
-# %% ../nbs/09_baselines.ipynb #cell-47
+# %% ../nbs/09_baselines.ipynb #cell-48
 @dataclass(frozen=True)
 class ZeroDiv(Rival):
     "GRPO + coefficient * (-rho log pi), averaged over each correct response (R1-zero-Div, arXiv 2505.23433)."
@@ -288,7 +290,7 @@ class ZeroDiv(Rival):
         diversity = -self.log_ratio(b).exp() * b.logp.masked_fill(~b.mask, 0) * is_correct(b)[:, None]
         return -self.coefficient * masked_mean(diversity, b.mask, "sequence"), {}
 
-# %% ../nbs/09_baselines.ipynb #cell-50
+# %% ../nbs/09_baselines.ipynb #cell-51
 @dataclass(frozen=True)
 class EffectiveRank(Rival):
     "GRPO + coefficient * mean log effective rank of the states (after MRPO, arXiv 2602.02545; form and coefficient ours)."
@@ -298,7 +300,7 @@ class EffectiveRank(Rival):
         rank = effective_rank(b.hidden, b.mask)
         return -self.coefficient * rank.log().mean().to(b.logp.dtype), {"effective_rank": rank.mean()}
 
-# %% ../nbs/09_baselines.ipynb #cell-57
+# %% ../nbs/09_baselines.ipynb #cell-58
 def within_groups(x, keep, size: int) -> torch.Tensor:
     "x (N,) minus its mean over the kept ones of its group; 0 for the others."
     x, k = x.double().masked_fill(~keep, 0).view(-1, size), keep.view(-1, size)
@@ -317,7 +319,7 @@ def z_scores(x, keep, size: int, eps: float = 1e-6) -> torch.Tensor:
     freedom = (keep.view(-1, size).sum(1) - 1).clamp(min=0).sum().clamp(min=1)
     return y / ((y @ y / freedom).sqrt() + eps)
 
-# %% ../nbs/09_baselines.ipynb #cell-58
+# %% ../nbs/09_baselines.ipynb #cell-59
 def random_signal(b: Batch, method: GRPO) -> torch.Tensor: return torch.randn(len(b.ids), generator=own_generator(b)).to(b.ids.device)
 
 
@@ -337,6 +339,16 @@ def own_dsd(b: Batch, method: GRPO) -> torch.Tensor:
 def reference_dsd(b: Batch, method: GRPO) -> torch.Tensor: return own_dsd(replace(b, hidden=b.ref_hidden), method)
 
 
+def pooled_dsd(b: Batch, method: GRPO) -> torch.Tensor:
+    "DSD of all correct responses of the group together, less that of all but this one: frozen model, without what length explains, (N,)."
+    keep, member = first_tokens(b.mask, method.dsd_tokens) & is_correct(b)[:, None], torch.arange(len(b.mask), device=b.mask.device) % b.group_size
+    def spread(mask):
+        states, real = pool_groups(b.ref_hidden, mask, b.group_size)
+        return response_dsd(states, b.calibration.dictionary, real, method.estimator)
+    without = torch.stack([spread(keep & (member != j)[:, None]) for j in range(b.group_size)], 1)
+    return length_free((spread(keep)[:, None] - without).flatten(), b.mask.sum(1), is_correct(b), b.group_size)
+
+
 def novelty(b: Batch, method: GRPO | None = None) -> torch.Tensor:
     "Mean distance of the frozen model's mean state to those of the other correct responses of its group, (N,)."
     pooled = b.ref_hidden.masked_fill(~b.mask[..., None], 0).sum(1) / b.mask.sum(1)[:, None]
@@ -345,9 +357,9 @@ def novelty(b: Batch, method: GRPO | None = None) -> torch.Tensor:
     return (far.sum(-1) / (k.sum(1, keepdim=True) - 1).clamp(min=1)).flatten()
 
 
-SIGNALS = {"random": random_signal, "rarity": rarity, "dsd": own_dsd, "ref_dsd": reference_dsd, "novelty": novelty}
+SIGNALS = {"random": random_signal, "rarity": rarity, "dsd": own_dsd, "ref_dsd": reference_dsd, "pooled_dsd": pooled_dsd, "novelty": novelty}
 
-# %% ../nbs/09_baselines.ipynb #cell-59
+# %% ../nbs/09_baselines.ipynb #cell-60
 @dataclass(frozen=True)
 class Bonus(GRPO):
     """A + coefficient * z-scored signal on correct responses, a score-function bonus with no gradient through the states (this repository).
@@ -362,7 +374,7 @@ class Bonus(GRPO):
         check_choice("signal", self.signal, tuple(SIGNALS))
 
     @property
-    def needs_reference_hidden(self) -> bool: return self.signal in ("ref_dsd", "novelty")
+    def needs_reference_hidden(self) -> bool: return self.signal in ("ref_dsd", "pooled_dsd", "novelty")
 
     @torch.no_grad()
     def bonus(self, b: Batch) -> torch.Tensor:
@@ -376,7 +388,7 @@ class Bonus(GRPO):
         pushed_down = (is_correct(b) & (A < 0)).float().sum() / is_correct(b).float().sum().clamp(min=1)
         return loss, metrics | {"correct_pushed_down": pushed_down}
 
-# %% ../nbs/09_baselines.ipynb #cell-65
+# %% ../nbs/09_baselines.ipynb #cell-66
 #: name -> value. Methods of 07, 08 and 11 (grpo, relax, uniform_kl) are not repeated. HICRA needs `bind(tokenizer)` before its first loss.
 BASELINES = {
     "grpo_static": GRPO(dynamic_sampling=False),
@@ -386,7 +398,7 @@ BASELINES = {
     "dcpo": DCPO(), "hicra": HICRA(), "fr3e": FR3E(), "effective_rank": EffectiveRank(),
     **{f"bonus_{signal}": Bonus(signal=signal) for signal in SIGNALS}}
 
-# %% ../nbs/09_baselines.ipynb #cell-66
+# %% ../nbs/09_baselines.ipynb #cell-67
 @dataclass(frozen=True)
 class Source:
     "Where a method comes from: the door it uses, its equation in a line, the reference, and what is ours because nobody published it."
@@ -395,7 +407,7 @@ class Source:
     reference: str
     ours: str = ""
 
-# %% ../nbs/09_baselines.ipynb #cell-67
+# %% ../nbs/09_baselines.ipynb #cell-68
 SOURCES = {
     "grpo_static": Source("sampling", "groups of equal rewards stay in the batch", "GRPO, arXiv 2402.03300"),
     "simplerl": Source("loss", "J + c H - kl KL(pi, ref)", "SimpleRL-Zoo, arXiv 2503.18892, and its public script"),

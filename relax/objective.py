@@ -6,7 +6,7 @@
 __all__ = ['exploration_loss', 'over_dispersed', 'adaptive_kl', 'first_tokens', 'response_dsd', 'threshold', 'Calibration',
            'calibrate', 'ReLaX']
 
-# %% ../nbs/08_objective.ipynb #cell-3
+# %% ../nbs/08_objective.ipynb #cell-4
 import json
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from .dictionary import KoopmanDictionary
 from .dsd import dsd
 from .grpo import AGGREGATIONS, GRPO, Batch, check_choice, masked_mean, sampled_kl
 
-# %% ../nbs/08_objective.ipynb #cell-5
+# %% ../nbs/08_objective.ipynb #cell-6
 def exploration_loss(dsd, advantages=None) -> torch.Tensor:
     """L_xp = log(1/R sum_i exp(-DSD_i)) (eq. 10); with `advantages`, the exponent is -max(A_i, 0) DSD_i (eq. 11).
 
@@ -32,7 +32,7 @@ def exploration_loss(dsd, advantages=None) -> torch.Tensor:
     weight = 1.0 if advantages is None else advantages.clamp(min=0)
     return torch.logsumexp(-weight * dsd, 0) - math.log(len(dsd))
 
-# %% ../nbs/08_objective.ipynb #cell-11
+# %% ../nbs/08_objective.ipynb #cell-12
 def over_dispersed(dsd, xi: float) -> torch.Tensor:
     "Which trajectories run too high: DSD_i > xi, (N,) bool (the set I of eq. 12). Raises ValueError where xi is not a number."
     if not isinstance(xi, (int, float)) or math.isnan(xi):
@@ -56,7 +56,7 @@ def adaptive_kl(logp, ref_logp, mask, gate, aggregation: str = "token", limit: i
     kl = sampled_kl(logp.masked_fill(shut, 0), ref_logp.masked_fill(shut, 0))
     return masked_mean(kl, mask, aggregation, limit)
 
-# %% ../nbs/08_objective.ipynb #cell-14
+# %% ../nbs/08_objective.ipynb #cell-15
 def first_tokens(mask, n: int | None) -> torch.Tensor:
     "`mask` (N, T) cut to the first `n` real tokens of each row; None cuts nothing."
     return mask if n is None else mask & (mask.cumsum(1) <= n)
@@ -64,12 +64,12 @@ def first_tokens(mask, n: int | None) -> torch.Tensor:
 
 def response_dsd(hidden, dictionary, mask, estimator="robust") -> torch.Tensor:
     "DSD of each response, (N,) float64; 0, without gradient, for one of a single token: nothing moves. Shapes and errors as in `dsd`."
-    moving = mask.sum(1) >= 2
+    moving = (mask[:, 1:] & mask[:, :-1]).any(1)
     if moving.all(): return dsd(hidden, dictionary, mask, estimator)
     spread = torch.zeros(len(mask), dtype=torch.float64, device=hidden.device)
     return spread.index_put((moving,), dsd(hidden[moving], dictionary, mask[moving], estimator)) if moving.any() else spread
 
-# %% ../nbs/08_objective.ipynb #cell-15
+# %% ../nbs/08_objective.ipynb #cell-16
 def threshold(xi, initial) -> float:
     "xi as a number: itself, or the quantile 'q90' of the initial policy's DSD (N,). Raises ValueError for anything else."
     if isinstance(xi, str) and xi.startswith("q") and xi[1:].replace(".", "", 1).isdigit() and float(xi[1:]) <= 100:
@@ -77,7 +77,7 @@ def threshold(xi, initial) -> float:
     if isinstance(xi, (int, float)) and not math.isnan(xi): return float(xi)
     raise ValueError(f"xi: got {xi!r}, accepted is a number or a quantile from 'q0' to 'q100'")
 
-# %% ../nbs/08_objective.ipynb #cell-16
+# %% ../nbs/08_objective.ipynb #cell-17
 @dataclass
 class Calibration:
     "What is measured on the initial policy: the frozen dictionary, the threshold xi, the mean DSD and the median length of a response."
@@ -102,7 +102,7 @@ class Calibration:
             raise ValueError(f"folder: {folder} holds no readable calibration.json; accepted is what Calibration.save wrote") from e
         return cls(KoopmanDictionary.from_pretrained(folder), xi, initial, int(length))
 
-# %% ../nbs/08_objective.ipynb #cell-17
+# %% ../nbs/08_objective.ipynb #cell-18
 @torch.no_grad()
 def calibrate(hidden, mask, n_observables: int = 10, estimator: str = "robust", xi: float | str = "q90",
               generator=None, objective: str = "normalized", fit_tokens: int | None = None, activation: str = "sigmoid",
@@ -112,7 +112,7 @@ def calibrate(hidden, mask, n_observables: int = 10, estimator: str = "robust", 
     hidden: (N, T, d); mask: (N, T). xi: a number, or a quantile of the DSD measured here, 'q0' to 'q100'. objective, activation: of the
     dictionary. fit_tokens, dsd_tokens: how much of each response's beginning the dictionary and DSD look at; None is all of it.
     """
-    moving = mask.sum(1) >= 2
+    moving = (mask[:, 1:] & mask[:, :-1]).any(1)
     if not moving.any():
         raise ValueError("mask: no response of two tokens or more, accepted is at least one: there are no dynamics to learn from")
     if not moving.all(): hidden, mask = hidden[moving], mask[moving]
@@ -121,7 +121,7 @@ def calibrate(hidden, mask, n_observables: int = 10, estimator: str = "robust", 
     initial = dsd(hidden, dictionary, first_tokens(mask, dsd_tokens), estimator)
     return Calibration(dictionary, threshold(xi, initial), float(initial.mean()), int(mask.sum(1).median()))
 
-# %% ../nbs/08_objective.ipynb #cell-20
+# %% ../nbs/08_objective.ipynb #cell-21
 @dataclass(frozen=True)
 class ReLaX(GRPO):
     """GRPO + alpha * exploration loss + beta * adaptive KL (eq. 12), as a value.

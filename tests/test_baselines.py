@@ -11,6 +11,7 @@ import relax.baselines
 from relax.baselines import (BASELINES, SOURCES, Bonus, ClipCov, DAPO, DCPO, EffectiveRank, Entropy, FR3E, HICRA, HighEntropy, KLCov, Rival, ZeroDiv,
                              block_factors, constants, fork_points, length_free, one_of_each, prefixes, rarity, rejoin, smooth_advantages,
                              z_scores)
+from relax.dsd import dsd, pool_groups
 from relax.grpo import GRPO, Batch, Rollouts, decode, encode, sample, score
 from relax.objective import calibrate, response_dsd
 from relax.tasks import TASKS
@@ -70,7 +71,7 @@ def test_a_rival_that_changes_nothing_is_grpo(real, aggregation):
 
 def test_every_name_has_a_value_and_a_source():
     wanted = "grpo_static simplerl dr_grpo dapo kl_cov clip_cov entropy zero_div high_entropy dcpo hicra fr3e effective_rank".split()
-    assert set(BASELINES) == {*wanted, *(f"bonus_{s}" for s in ("random", "rarity", "dsd", "ref_dsd", "novelty"))} == set(SOURCES)
+    assert set(BASELINES) == {*wanted, *(f"bonus_{s}" for s in ("random", "rarity", "dsd", "ref_dsd", "pooled_dsd", "novelty"))} == set(SOURCES)
     for method in BASELINES.values():
         assert isinstance(method, GRPO) and constants(method)
         with pytest.raises(AttributeError): method.kl = 1.0
@@ -340,6 +341,21 @@ def test_dsd_bonus_is_dsd_without_length(real, signal, states):
     assert torch.equal(Bonus(signal=signal).bonus(b), Bonus(signal=signal).bonus(other))
 
 
+def test_pooled_dsd_is_what_leaving_one_out_takes_away(real):
+    b, ok = real[0], real[0].keys >= 0
+    def spread(rows):
+        states, mask = pool_groups(b.ref_hidden[rows], b.mask[rows], len(rows))
+        return float(dsd(states, b.calibration.dictionary, mask))
+    g = next(g for g in torch.arange(32).view(4, 8) if ok[g].sum() > 2)
+    rows = g[ok[g]]
+    adds = torch.tensor([spread(rows) - spread(rows[rows != i]) for i in rows], dtype=torch.float64)
+    without_length = relax.baselines.pooled_dsd(b, Bonus(signal="pooled_dsd"))
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(relax.baselines, "length_free", lambda x, *_: x)
+        assert torch.allclose(relax.baselines.pooled_dsd(b, Bonus(signal="pooled_dsd"))[rows].double(), adds, atol=1e-6)
+    assert not torch.allclose(without_length[rows].double(), adds, atol=1e-6)
+
+
 @pytest.mark.parametrize("signal", relax.baselines.SIGNALS)
 def test_a_bonus_sums_to_zero_in_each_group_and_goes_to_the_correct_only(real, signal):
     b = replace(real[0], hidden=real[0].hidden.detach().requires_grad_(), logp=real[0].logp.detach(), ref_logp=None)
@@ -350,7 +366,7 @@ def test_a_bonus_sums_to_zero_in_each_group_and_goes_to_the_correct_only(real, s
 
 
 def test_what_a_bonus_asks_of_the_loop():
-    assert {s for s in relax.baselines.SIGNALS if Bonus(signal=s).needs_reference_hidden} == {"ref_dsd", "novelty"}
+    assert {s for s in relax.baselines.SIGNALS if Bonus(signal=s).needs_reference_hidden} == {"ref_dsd", "pooled_dsd", "novelty"}
     assert Bonus(kl=0.02).needs_reference and not Bonus().needs_reference
     with pytest.raises(ValueError, match="signal"): Bonus(signal="luck")
 
