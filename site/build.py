@@ -1,0 +1,134 @@
+"""`make site`: the book as a static site, from notebooks with their stored outputs. Runs no notebook and needs no network.
+
+Gathers pages under _build/source (notebooks, hand-written pages, and those made from cards, docstrings and measured costs) and hands them to Sphinx; the site
+lies in _build/html and opens from there without a server.
+"""
+import json
+import re
+import shutil
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import api
+import gallery
+import notebooks
+import widgets
+
+HERE = Path(__file__).resolve().parent
+ROOT, SOURCE, HTML = HERE.parent, HERE / "_build" / "source", HERE / "_build" / "html"
+READERS = {"who trains language models by reinforcement learning": ("03_dsd", "08_objective", "12_trl"),
+           "from dynamical systems": ("01_koopman", "04_hidden", "faithfulness"),
+           "student": ("00_dynamics", "07_grpo", "11_train")}
+
+
+def write(name: str, text: str):
+    path = SOURCE / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def settings() -> dict:
+    config = ConfigParser(delimiters=["="], interpolation=None)
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+def book() -> list[Path]:
+    "All notebooks but the first page."
+    return sorted(p for p in (ROOT / "nbs").glob("**/*.ipynb") if p.stem != "index" and ".ipynb_checkpoints" not in p.parts)
+
+
+def heading(path: Path) -> tuple[str, str]:
+    "A notebook's title and the line under it."
+    title, quote = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).split("\n> ")
+    return title.strip().removeprefix("# "), quote.split("\n")[0]
+
+
+def minutes(costs: dict, *names: str) -> str:
+    "The measured time of running notebooks, in words."
+    seconds = sum(costs[n]["seconds"] for n in names)
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.1f} minutes"
+
+
+def course_page(costs: dict) -> str:
+    "The notebooks in reading order, with what each of them costs to run."
+    groups = {"The course": [p for p in book() if p.parent.name == "nbs" and p.stem[:2].isdigit()], "Tools of the book": [p for p in book() if p.parent.name == "nbs" and not p.stem[:2].isdigit()],
+              "The paper, figure by figure": [p for p in book() if p.parent.name == "paper"]}
+    parts = ["# The notebooks\n\nEach builds one idea, from its equation to tested code. In the order in which the ideas need each other; times are measured."]
+    for name, paths in groups.items():
+        lines = [[f"[{heading(p)[0]}]({p.relative_to(ROOT)})", heading(p)[1], minutes(costs, p.stem) if p.stem in costs else "not measured"] for p in paths]
+        tree = "\n".join(str(p.relative_to(ROOT).with_suffix("")) for p in paths)
+        parts.append(f"## {name}\n\n{gallery.table(['notebook', 'what it shows', 'time to run'], lines)}\n\n```{{toctree}}\n:hidden:\n:caption: {name}\n\n{tree}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def start_page(costs: dict) -> str:
+    "Three notebooks by background, with the measured time that running them takes."
+    paths, parts = {p.stem: p for p in book()}, [(HERE / "pages" / "start.md").read_text(encoding="utf-8")]
+    for reader, names in READERS.items():
+        lines = [f"{i}. [{heading(paths[n])[0]}]({paths[n].relative_to(ROOT)}): {heading(paths[n])[1]} *{minutes(costs, n)}*" for i, n in enumerate(names, 1)]
+        parts.append(f"## {reader[0].upper() + reader[1:]}\n\n" + "\n".join(lines) + f"\n\nRunning all three takes {minutes(costs, *names)} on {costs[names[0]]['hardware']}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def gather():
+    "Every page, into the source folder."
+    repository, costs = settings()["git_url"], json.loads((ROOT / "data" / "notebooks.json").read_text())
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    shutil.copytree(HERE / "pages", SOURCE)
+    shutil.copytree(ROOT / "figures", SOURCE / "figures", ignore=shutil.ignore_patterns("*.md", "*.csv", "*.svg"))
+    shutil.copy(ROOT / "CITATION.cff", SOURCE)
+    for path in book(): write(path.relative_to(ROOT), notebooks.notebook_page(path, repository))
+    first = notebooks.sections(notebooks.links((ROOT / "README.md").read_text(encoding="utf-8"), repository))
+    first |= {"disagrees": gallery.disagreements(gallery.cards(ROOT / "figures")), "tuning": gallery.tuning(ROOT / "data" / "tuning.csv")}
+    for page in ("index.md", "use.md", "failures.md"): write(page, filled((HERE / "pages" / page).read_text(encoding="utf-8"), first))
+    write("course.md", course_page(costs))
+    write("start.md", start_page(costs))
+    gather_gallery(repository)
+    gather_api()
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md"): write(name.lower(), notebooks.links((ROOT / name).read_text(encoding="utf-8"), repository))
+    widgets.write_data(ROOT / "data", HERE / "_build" / "data")
+
+
+def filled(page: str, sections: dict[str, str]) -> str:
+    "A hand-written page with sections of the README in the places marked <<heading>>."
+    return re.sub(r"<<(.*?)>>", lambda m: sections[m[1]], page)
+
+
+def gather_gallery(repository: str):
+    "The gallery, a page a card, thumbnails, and the recorded runs."
+    figures = ROOT / "figures"
+    found = gallery.cards(figures)
+    (SOURCE / "thumbs").mkdir()
+    for slug, card in found.items():
+        drawn, tabled = (figures / f"{slug}.png").exists(), (figures / f"{slug}.csv").exists()
+        if drawn: gallery.thumbnail(figures / f"{slug}.png", SOURCE / "thumbs" / f"{slug}.png")
+        if drawn or tabled: write(f"gallery/{slug}.md", gallery.card_page(slug, card, figures, "Picture" if drawn else "Table"))
+    write("gallery.md", gallery.gallery_page(found, figures))
+    write("runs.md", gallery.runs_page(ROOT / "data" / "runs", repository))
+
+
+def gather_api():
+    "A page a module, in the order of the course."
+    pages = {}
+    for path in sorted((ROOT / "relax").glob("[!_]*.py")):
+        made_by = next(line for line in path.read_text(encoding="utf-8").splitlines() if "File to edit: " in line)
+        pages[path.stem] = made_by.split("../")[1].rstrip(".")
+        write(f"api/{path.stem}.md", api.module_page(path, pages[path.stem]))
+    names = sorted(pages, key=lambda n: (not Path(pages[n]).stem[:2].isdigit(), pages[n]))
+    lines = [[f"[relax.{n}](api/{n}.md)", api.first_line(ROOT / "relax" / f"{n}.py")] for n in names]
+    tree = "\n".join(f"api/{n}" for n in names)
+    write("api.md", (HERE / "pages" / "api.md").read_text(encoding="utf-8") + f"\n{gallery.table(['module', 'what it is'], lines)}\n\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n")
+
+
+def main() -> int:
+    from sphinx.cmd.build import main as sphinx
+    gather()
+    shutil.rmtree(HTML, ignore_errors=True)
+    status = sphinx(["-q", "-b", "html", "-c", str(HERE), "-d", str(HERE / "_build" / "doctrees"), "-j", "2", *sys.argv[1:], str(SOURCE), str(HTML)])
+    if not status: print(f"The site lies in {HTML.relative_to(ROOT)}: open {(HTML / 'index.html').relative_to(ROOT)} in a browser.")
+    return status
+
+
+if __name__ == "__main__": sys.exit(main())
