@@ -1,0 +1,89 @@
+"Experiments as data: one run id means one configuration, what is missing is counted, and the whole plan stays affordable."
+import pandas as pd
+import pytest
+
+from relax.experiments import (ARMS, EXPERIMENTS, Experiment, estimate, experiment, finished, main, overview, recorded, run_seconds, seconds_of, step_costs, step_seconds)
+from relax.reasoner import RECIPES
+from relax.record import Run, data_dir
+from relax.train import TrainConfig
+
+EVERY = {i: c for e in EXPERIMENTS.values() for i, c in e.configs().items()}
+
+
+def test_one_run_id_is_one_configuration():
+    for e in EXPERIMENTS.values(): assert all(EVERY[i] == c for i, c in e.configs().items())
+    assert len({str(vars(c)) for c in EVERY.values()}) == len(EVERY)  # and no configuration is made twice
+
+
+def test_all_arms_of_an_experiment_share_what_they_do_not_name():
+    for name, e in EXPERIMENTS.items():
+        for i, c in e.configs().items():
+            changed = ARMS[i[len(e.model) + 1:].rsplit("-s", 1)[0]]
+            usual = vars(TrainConfig(model=e.model, task=e.task, steps=100)) | dict(e.config)
+            assert all(c_v == usual[k] for k, c_v in vars(c).items() if k not in changed and k != "seed"), (name, i)
+
+
+@pytest.mark.parametrize("name, model, arms", [("sizes", "countdown-tiny", 17), ("waypoints", "waypoints-small", 4), ("llama", "countdown-llama", 3), ("qwen3", "countdown-qwen3", 3)])
+def test_the_later_experiments(name, model, arms):
+    e = experiment(name)
+    assert e.model == model and len(e.arms) == arms and e.seeds == 3 and {"grpo", "uniform_kl", "relax"} <= set(e.arms)
+    assert model in RECIPES and RECIPES[model]["task"] == e.task
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="experiment.*nope.*main"): experiment("nope")
+    with pytest.raises(ValueError, match="arms.*ppo.*grpo"): Experiment("?", "none", ("ppo",))
+    with pytest.raises(SystemExit, match="nope"): main(["nope"])
+
+
+def record(root, run_id, config, step_time, steps=None):
+    run = Run.create(run_id, vars(config), root)
+    for s in range(1, (steps or config.steps) + 1):
+        run.log("metrics", {"step": s, "reward": 0.5})
+        run.log("timing", {"step": s, "sample_seconds": step_time / 2, "update_seconds": step_time / 2})
+    if not steps: run.log("evals", {"step": config.steps, "problem": 0, "level": 1, "samples": 4, "correct": 2})
+    return run
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    "An experiment of two arms and two seeds of three steps; three runs recorded, the fourth cut off after a step."
+    e = Experiment("?", "none", ("grpo", "relax"), seeds=2, config=(("steps", 3),))
+    monkeypatch.setitem(EXPERIMENTS, "made", e)
+    for (i, c), seconds in zip(e.configs().items(), (2.0, 4.0, 1.0, 3.0)): record(tmp_path, i, c, seconds, steps=1 if i.endswith("relax-s1") else None)
+    return e, tmp_path
+
+
+def test_recorded_means_finished_and_of_this_configuration(made):
+    e, root = made
+    assert {a: len(rs) for a, rs in recorded("made", root).items()} == {"grpo": 2, "relax": 1}
+    other = TrainConfig(**(vars(e.configs()["countdown-small-grpo-s0"]) | {"lr": 1e-3}))
+    assert not finished("countdown-small-grpo-s0", other, root) and not finished("countdown-small-relax-s1", e.configs()["countdown-small-relax-s1"], root)
+
+
+def test_cost_is_the_fastest_seeds(made):
+    e, root = made
+    assert step_costs(root) == {"countdown-small-grpo": 1.0, "countdown-small-relax": 3.0} and step_seconds(Run("countdown-small-grpo-s0", root)) == 2.0
+
+
+def test_seconds_of_a_run():
+    measured = pd.DataFrame({"step_seconds": [2.0], "evaluation_seconds": [10.0]}, index=["countdown-small"])
+    c = TrainConfig(steps=5)
+    assert run_seconds("countdown-small-grpo-s0", c, {"countdown-small-grpo": 1.0}, measured) == 15.0
+    assert run_seconds("countdown-small-fr3e-s0", c, {}, measured) == 20.0
+    assert run_seconds("countdown-llama-grpo-s0", TrainConfig(steps=5, model="countdown-llama"), {}, measured) == 20.0  # of the same task and size
+    assert pd.isna(run_seconds("mine-grpo-s0", TrainConfig(steps=5, model="mine"), {}, measured))
+
+
+def test_what_is_left_is_estimated(made):
+    e, root = made
+    left = {i: c for i, c in e.configs().items() if not finished(i, c, root)}
+    whole = seconds_of(left, root)["countdown-small-relax-s1"]
+    assert estimate(left, root) == f"about {whole * 2 / 3 / 60:.0f} minutes of one idle core"  # one of three steps is done
+    row = overview(root).loc["made"]
+    assert row.runs == 4 and row.recorded == 3 and row["hours left, two cores"] == round(whole / 7200, 2)
+
+
+def test_the_whole_plan_fits_into_six_hours_of_two_cores():
+    assert sum(seconds_of(EVERY).values()) / 7200 < 6
+    assert set(pd.read_csv(data_dir() / "step_seconds.csv").model) >= {"countdown-small", "countdown-tiny", "waypoints-small"}
