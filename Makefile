@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test bench eval figures costs export clean
+.PHONY: help demo test bench eval figures costs export site site-test clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -19,6 +19,10 @@ help:  ## this list
 
 .venv/all: .venv/core
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,trl,gpu,eval]'
+	@touch $@
+
+.venv/site: .venv/core
+	$(BIN)/pip install -q -c constraints.txt -e '.[site]'
 	@touch $@
 
 demo: .venv/core  ## train GRPO, ReLaX and the uniform-KL control on this machine's processor, and draw figures/demo.png
@@ -43,8 +47,15 @@ figures: .venv/all  ## redraw all figures and tables from the recorded runs
 	$(BIN)/python -m relax.demo --recorded
 	$(BIN)/nbdev_test --path nbs/paper --n_workers 2
 
+site: .venv/site  ## the book as a static site, from stored outputs, into site/_build/html
+	@$(BIN)/python -W ignore site/build.py
+
+site-test: .venv/all site  ## drive the built site in a browser (needs chromium); screenshots go to site/_build/screenshots
+	@$(BIN)/pip install -q -c constraints.txt -e '.[browser]'
+	$(BIN)/pytest -m browser
+
 costs: .venv/all  ## time and memory of every notebook, written to data/notebooks.json
 	$(BIN)/python -c 'from relax.record import measure_costs; measure_costs()'
 
-clean:  ## throw the environment away
-	rm -rf .venv
+clean:  ## throw the environment and the built site away
+	rm -rf .venv site/_build

@@ -104,7 +104,7 @@ def gather_gallery(repository: str):
     for slug, card in found.items():
         drawn, tabled = (figures / f"{slug}.png").exists(), (figures / f"{slug}.csv").exists()
         if drawn: gallery.thumbnail(figures / f"{slug}.png", SOURCE / "thumbs" / f"{slug}.png")
-        if drawn or tabled: write(f"gallery/{slug}.md", gallery.card_page(slug, card, figures, "Picture" if drawn else "Table"))
+        if drawn or tabled: write(f"gallery/{slug}.md", gallery.card_page(slug, card, figures))
     write("gallery.md", gallery.gallery_page(found, figures))
     write("runs.md", gallery.runs_page(ROOT / "data" / "runs", repository))
 

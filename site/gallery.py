@@ -63,10 +63,10 @@ def picture(slug: str, card: dict, figures: Path) -> str:
     return re.sub(r"^\|\s+\|", f"| {'row'} |", text, count=1)
 
 
-def card_page(slug: str, card: dict, figures: Path, kind: str) -> str:
+def card_page(slug: str, card: dict, figures: Path) -> str:
     "One figure or table: the picture, what it found, and where it comes from."
     found = finding_rows(card)
-    parts = [f"# {kind}: {card['paper']}", picture(slug, card, figures), f"**Notebook**: [{card['notebook'].removeprefix('nbs/')}](../{card['notebook']}), with the code, the question and the verdict."]
+    parts = [f"# {card['paper'][0].upper()}{card['paper'][1:]}", picture(slug, card, figures), f"**Notebook**: [{card['notebook'].removeprefix('nbs/')}](../{card['notebook']}), with the code, the question and the verdict."]
     if found: parts += ["## What it found", found]
     parts += ["## Recorded runs", run_lines(card), "## Provenance", provenance(card), f"The card with all plotted values: {{download}}`{slug}.json <../figures/{slug}.json>`."]
     return "\n\n".join(parts) + "\n"

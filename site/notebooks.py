@@ -20,8 +20,9 @@ def markdown(text: str) -> dict:
 
 
 def shown_output(cell: dict) -> str:
-    "What a cell printed, as text."
-    return "".join("".join(o.get("text", "")) for o in cell["outputs"]).strip()
+    "What a cell printed or returned, as text."
+    texts = (o.get("text") or o.get("data", {}).get("text/markdown") or o.get("data", {}).get("text/plain", "") for o in cell["outputs"])
+    return "".join("".join(t) for t in texts).strip().strip("'*")
 
 
 def alternative(cell: dict, heading: str) -> str:

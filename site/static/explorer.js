@@ -19,7 +19,7 @@
   const m = slider("ex-m", "Observables m:", data.observables, String, update);
   const ridge = slider("ex-ridge", "Ridge:", data.ridges, (r) => (r === null ? "as the estimator is defined" : String(r)), update);
   const length = slider("ex-length", "Length:", data.sources.alike.lengths, (n) => `${n} steps`, update);
-  const motion = frame("Path", 200, 200), spectrum = frame("Eigenvalues", 200, 200), course = frame("DSD by length", 300, 160);
+  const motion = frame("Path", 200, 200), spectrum = frame("Eigenvalues", 200, 200), course = frame("DSD by length (curves far above the chosen one are cut)", 300, 160);
   const number = element("p", { class: "number", "aria-live": "polite" }), note = element("p", { class: "note" }), words = element("p", { class: "words" });
   const table = element("tbody"), key = element("p", { class: "key" });
   key.append(...Object.keys(names).map((n) => element("span", { class: `swatch ${n}` }, n)));
@@ -49,6 +49,6 @@
     element("div", { class: "pictures" }, motion.figure, spectrum.figure, element("div", { class: "wide" }, number, course.figure, key)),
     note, words,
     element("details", {}, element("summary", {}, "Eigenvalues as a table"), element("table", {}, element("thead", {}, element("tr", {}, ...["real", "imaginary", "magnitude"].map((h) => element("th", { scope: "col" }, h)))), table)));
-  source.set("spread"); m.set(5); length.set(512);
+  source.set("spread"); m.set(3); length.set(512);
   update();
 })();

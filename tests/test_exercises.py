@@ -1,0 +1,102 @@
+"""Every notebook has two exercises or more, and every folded solution runs.
+
+A solution is run after those cells of its notebook on which it depends, found by the names that it uses, not after the whole notebook; what the notebook
+exports comes from the module.
+"""
+import ast
+import builtins
+import contextlib
+import importlib
+import io
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(p for p in ROOT.glob("nbs/**/*.ipynb") if ".ipynb_checkpoints" not in p.parts and p.stem != "index")
+SKIPPED = re.compile(r"#\|\s*(export|default_exp|slow|gpu)\b")
+
+
+def cells(path) -> list[str]:
+    "The code that a solution may depend on, in order; exported cells are in the module."
+    found = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    return [source for c in found if not SKIPPED.match(source := "".join(c["source"])) and "find_spec(\"relax\")" not in source]
+
+
+def solutions(path) -> list[str]:
+    "The code of every folded solution."
+    text = "\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+    folded = re.findall(r"<details>.*?</details>", text, re.S)
+    return ["\n".join(re.findall(r"^```python\n(.*?)^```", part, re.M | re.S)) for part in folded if "<summary>Solution" in part]
+
+
+def uses(code: str) -> set[str]:
+    "Names that a piece of code reads."
+    return {n.id for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - set(dir(builtins))
+
+
+def defines(code: str) -> set[str]:
+    "Names that it binds."
+    tree = list(ast.walk(ast.parse(code)))
+    names = {n.id for n in tree if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    names |= {n.name for n in tree if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    return names | {(a.asname or a.name).split(".")[0] for n in tree if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+
+
+def touches(code: str) -> set[str]:
+    "Names whose objects it changes: `x[...] = `, `x.y = `, and a bare `x.method(...)`."
+    def base(n):
+        while isinstance(n, (ast.Attribute, ast.Subscript, ast.Call)): n = n.func if isinstance(n, ast.Call) else n.value
+        return {n.id} if isinstance(n, ast.Name) else set()
+    found = set()
+    for n in ast.walk(ast.parse(code)):
+        if isinstance(n, (ast.Attribute, ast.Subscript)) and isinstance(n.ctx, (ast.Store, ast.Del)): found |= base(n)
+        if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and isinstance(n.value.func, ast.Attribute): found |= base(n.value)
+    return found
+
+
+def needed(code: str, before: list[str]) -> set[int]:
+    "Which of the cells `before` a piece of code depends on: the last that binds each of its names, those that change it since, and what these depend on."
+    chosen, waiting = set(), [(name, len(before)) for name in uses(code)]
+    while waiting:
+        name, end = waiting.pop()
+        binding = next((i for i in reversed(range(end)) if name in defines(before[i])), None)
+        if binding is None: continue
+        for i in (j for j in range(binding, end) if j == binding or name in touches(before[j])):
+            if i not in chosen: waiting += [(n, i) for n in uses(before[i])]
+            chosen.add(i)
+    return chosen
+
+
+def namespace(path) -> dict:
+    "What the notebook's module knows, or nothing for a notebook that exports nothing."
+    module = re.search(r"#\| default_exp (\w+)", path.read_text(encoding="utf-8"))
+    return dict(vars(importlib.import_module(f"relax.{module[1]}"))) if module else {}
+
+
+def test_slices_are_right():
+    before = ["a = [1]", "b = 2", "a.append(b)", "c = a", "a = [9]"]
+    assert needed("print(c)", before) == {0, 1, 2, 3} and needed("print(a)", before) == {4} and needed("print(1)", before) == set()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_two_exercises_or_more(notebook):
+    assert len(solutions(notebook)) >= 2
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_solutions_run(notebook, monkeypatch, tmp_path):
+    torch.set_num_threads(1)
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    before, found = cells(notebook), [s for s in solutions(notebook) if s]
+    space = namespace(notebook) | {"__name__": f"{notebook.stem}"}
+    wanted = sorted(set().union(*(needed(s, before) for s in found)))
+    with contextlib.redirect_stdout(io.StringIO()):
+        for i in wanted: exec(compile(before[i], f"{notebook.stem}, code cell {i}", "exec"), space)
+        for i, code in enumerate(found, 1): exec(compile(code, f"{notebook.stem}, solution {i}", "exec"), space)
+    matplotlib.pyplot.close("all")
