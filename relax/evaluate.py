@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mean_at_k', 'pass_at_k_per_problem', 'pass_at_k', 'bootstrap_ci', 'paired_difference', 'evaluate', 'grade',
-           'from_counts', 'log_evaluation', 'report', 'evaluate_model', 'main']
+           'from_counts', 'log_evaluation', 'log_controls', 'report', 'evaluate_model', 'main']
 
 # %% ../nbs/10_evaluate.ipynb #cell-6
 from numbers import Integral
@@ -168,8 +168,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .grpo import decode, encode, sample
+from .grpo import ask, decode, sample
 from .reasoner import load_reasoner
+from . import vision  # its tasks join TASKS
 from .record import Run, data_dir
 from .tasks import TASKS
 
@@ -183,8 +184,8 @@ def evaluate(model, tokenizer, task, problems, samples: int = 32, temperature: f
     rows, per_batch = [], max(1, batch_rows // samples)
     for start in tqdm(range(0, len(problems), per_batch), desc="evaluate", disable=not progress):
         batch = problems[start:start + per_batch]
-        ids, mask = (x.to(model.device) for x in encode(tokenizer, [p.prompt for p in batch]))
-        r = sample(model, ids, mask, max_new_tokens or task.max_new_tokens, tokenizer.eos_token_id, tokenizer.pad_token_id, samples, temperature, generator)
+        r = sample(model, **ask(tokenizer, batch, model.device), max_new_tokens=max_new_tokens or task.max_new_tokens, eos=tokenizer.eos_token_id,
+                   pad=tokenizer.pad_token_id, group_size=samples, temperature=temperature, generator=generator)
         texts, lengths = decode(tokenizer, r), r.mask.sum(1).view(-1, samples).float().mean(1).tolist()
         rows += [grade(task, p, texts[i * samples:(i + 1) * samples]) | {"problem": start + i, "length": lengths[i]} for i, p in enumerate(batch)]
     return rows
@@ -212,6 +213,13 @@ def log_evaluation(run, step: int, rows: list[dict]):
             for example in row["examples"]: file.write(json.dumps({"step": step, "problem": row["problem"]} | example) + "\n")
 
 
+def log_controls(run, step: int, model, tokenizer, task, problems, samples: int = 8, **options):
+    "Where a task has `controls` (held-out `problems` without their pictures, say; name -> problems), evaluate each into a table of its name."
+    for name, others in getattr(task, "controls", lambda problems: {})(problems).items():
+        rows = evaluate(model, tokenizer, task, others, samples, **options)
+        run.log(name, *({"step": step} | {k: v for k, v in row.items() if k != "examples"} for row in rows))
+
+
 def report(run, ks=(1, 8, 32)) -> str:
     "The last evaluation of a run in one line: pass@k with 95 % intervals over problems."
     table = run.table("evals")
@@ -237,7 +245,9 @@ def evaluate_model(model: str, task: str, run_id: str | None = None, level: int 
     if run.config != config: raise ValueError(f"run_id: {run_id} holds another evaluation, {run.config}; choose another run_id")
     if not run.rows("evals"):
         asked = TASKS[task].problems(problems, "heldout", level)
-        rows = evaluate(policy, tokenizer, TASKS[task], asked, samples, temperature, generator=torch.Generator().manual_seed(seed), progress=progress)
+        generator = torch.Generator().manual_seed(seed)
+        rows = evaluate(policy, tokenizer, TASKS[task], asked, samples, temperature, generator=generator, progress=progress)
+        log_controls(run, 0, policy, tokenizer, TASKS[task], asked, temperature=temperature, generator=generator)
         log_evaluation(run, 0, rows)
     return run
 

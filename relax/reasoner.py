@@ -138,15 +138,18 @@ def load_tokenizer(source: str):
 def load_reasoner(name_or_path: str, device=None, **kwargs):
     """A causal LM and its tokenizer (padding on the left) from a shipped name (`countdown-small`), a local folder or a hub id.
 
-    Raises ValueError that says what to do where none of the three is found.
+    A model of the Qwen2.5-VL family comes with its processor instead ([15_vision](15_vision.ipynb)). Raises ValueError that says what to do where none of the three is found.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
     disable_progress_bar()  # it counts the weights of a 2 MB model
     shipped = data_dir() / "reasoner" / str(name_or_path)
     source = str(shipped if shipped.exists() else name_or_path)
     try:
-        tokenizer, model = load_tokenizer(source), AutoModelForCausalLM.from_pretrained(source, **kwargs)
+        if AutoConfig.from_pretrained(source, revision=kwargs.get("revision")).model_type == "qwen2_5_vl":
+            from relax.vision import load_seer  # a later room, needed here alone
+            tokenizer, model = load_seer(source, **kwargs)
+        else: tokenizer, model = load_tokenizer(source), AutoModelForCausalLM.from_pretrained(source, **kwargs)
     except OSError as error:
         names = sorted(p.name for p in (data_dir() / "reasoner").glob("*") if p.is_dir())
         raise ValueError(f"name_or_path: {name_or_path!r} is neither shipped ({names}) nor a local folder, and the Hugging Face hub gave none. "

@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from .baselines import BASELINES
-from .evaluate import evaluate, log_evaluation, report
-from .grpo import GRPO, Batch, Rollouts, decode, encode, group_advantages, informative, sample, score, stack
+from .evaluate import evaluate, log_controls, log_evaluation, report
+from .grpo import GRPO, Batch, Rollouts, ask, decode, group_advantages, informative, sample, score, stack
 from .objective import Calibration, ReLaX, calibrate
 from .probe import probe, readouts
 from .reasoner import load_reasoner
@@ -109,14 +109,15 @@ class Sampling:
     def sample(self, problems: list, generator) -> tuple[Rollouts, list]:
         "A group of responses to each problem, judged, and their verdicts."
         c = self.config
-        ids, mask = (x.to(self.model.device) for x in encode(self.tokenizer, [p.prompt for p in problems]))
-        r = sample(self.model, ids, mask, self.limit, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id, c.group_size, c.temperature, generator)
+        prompts = ask(self.tokenizer, problems, self.model.device)
+        r = sample(self.model, **prompts, max_new_tokens=self.limit, eos=self.tokenizer.eos_token_id, pad=self.tokenizer.pad_token_id,
+                   group_size=c.group_size, temperature=c.temperature, generator=generator)
         asked = [p for p in problems for _ in range(c.group_size)]
         verdicts = [self.task.verify(p, text) for p, text in zip(asked, decode(self.tokenizer, r))]
         number = {answer: i for i, answer in enumerate(dict.fromkeys(v.answer for v in verdicts if v.correct))}
         r.rewards = torch.tensor([float(v.correct) for v in verdicts], device=r.ids.device)
         r.keys = torch.tensor([number[v.answer] if v.correct else -1 for v in verdicts], device=r.ids.device)
-        self.asked |= {tuple(i[m].tolist()): p for i, m, p in zip(ids, mask, problems)}
+        self.asked |= {tuple(i[m].tolist()): p for i, m, p in zip(prompts["prompt_ids"], prompts["prompt_mask"], problems)}
         return r, verdicts
 
 # %% ../nbs/11_train.ipynb #cell-13
@@ -142,6 +143,7 @@ class Collecting(Sampling):
     def branch(self, r: Rollouts) -> torch.Tensor | None:
         "What FR3E finds out by sampling on from the middle of `r`: a factor for each token's advantage, (N, T); None for other methods."
         if not hasattr(self.method, "branch"): return None
+        if r.images is not None: raise ValueError(f"method: {self.config.method} finds a rollout's problem by its prompt's words, which pictures share; accepted are other methods")
         c, t = self.config, self.tokenizer
         def judge(tried, rows):
             problems = [self.asked[tuple(i[m].tolist())] for i, m in zip(tried.prompt_ids, tried.prompt_mask)]
@@ -228,7 +230,7 @@ class Checkpointing(Updating):
         "Write the checkpoint `folder`/step-N (safetensors and JSON), put it in place in one move, then drop older ones."
         part, done = folder / "part", folder / f"step-{self.step:06d}"
         shutil.rmtree(part, ignore_errors=True)
-        self.model.save_pretrained(part)
+        self.model.save_pretrained(part, save_original_format=False)  # names as `load` needs them, not those of an older transformers
         self.tokenizer.save_pretrained(part)
         if self.calibration: self.calibration.save(part / "calibration")
         state = self.optimizer.state_dict()["state"]
@@ -285,7 +287,9 @@ class Trainer(Checkpointing):
         "Held-out problems, the same for every method and seed, into evals.csv, and a few responses into samples.jsonl."
         c = self.config
         problems = self.task.problems(c.eval_problems, "heldout", c.level)
-        rows = evaluate(self.model, self.tokenizer, self.task, problems, c.eval_samples, c.temperature, c.max_new_tokens, self.generator("eval", self.step))
+        generator = self.generator("eval", self.step)
+        rows = evaluate(self.model, self.tokenizer, self.task, problems, c.eval_samples, c.temperature, c.max_new_tokens, generator)
+        log_controls(run, self.step, self.model, self.tokenizer, self.task, problems, temperature=c.temperature, max_new_tokens=c.max_new_tokens, generator=generator)
         log_evaluation(run, self.step, rows)
 
     def fit(self, run: Run, progress: bool = True):

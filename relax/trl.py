@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 try:
     from accelerate.utils import broadcast_object_list
-    from datasets import Dataset, IterableDataset, load_dataset
+    from datasets import Dataset, Image, IterableDataset, List, load_dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser, get_peft_config, get_quantization_config
     from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
@@ -37,6 +37,7 @@ from .reasoner import load_tokenizer
 from .record import data_dir
 from .tasks import TASKS
 from .train import make_method, option
+from .vision import load_processor, trl_rows
 
 # %% ../nbs/12_trl.ipynb #cell-9
 def shuffled(n: int, group_size: int) -> torch.Tensor:
@@ -506,7 +507,8 @@ def load_task(c: DataConfig):
     task = TASKS[c.dataset_name]
     problems = task.problems(c.problems)
     def correct(completions, number, **kwargs): return [task.reward(problems[n], text(answer)) for answer, n in zip(completions, number)]
-    return Dataset.from_list([{"prompt": p.prompt, "number": i} for i, p in enumerate(problems)]), correct
+    rows = trl_rows(problems) if "images" in problems[0].data else [{"prompt": p.prompt, "number": i} for i, p in enumerate(problems)]
+    return Dataset.from_list(rows), correct
 
 
 def load_data(c: DataConfig):
@@ -516,7 +518,8 @@ def load_data(c: DataConfig):
     data = load_dataset(kind, data_files=c.dataset_name, split="train") if kind else load_dataset(c.dataset_name, c.dataset_subset, split=c.dataset_split)
     if missing := {"prompt", "answer"} - set(data.column_names):
         raise ValueError(f"dataset_name: {c.dataset_name} has the columns {data.column_names} and lacks {sorted(missing)}; rename its columns")
-    return data.map(lambda row: {"prompt": conversation(row["prompt"], c), "answer": str(row["answer"])}, load_from_cache_file=False), math_reward
+    data = data.map(lambda row: {"prompt": conversation(row["prompt"], c), "answer": str(row["answer"])}, load_from_cache_file=False)
+    return data.cast_column("images", List(Image())) if "images" in data.column_names else data, math_reward  # pictures are opened row by row
 
 # %% ../nbs/12_trl.ipynb #cell-64
 def build(data: DataConfig, args: ReLaXConfig, model: ModelConfig) -> ReLaXTrainer:
@@ -527,7 +530,8 @@ def build(data: DataConfig, args: ReLaXConfig, model: ModelConfig) -> ReLaXTrain
     args.model_init_kwargs = dict(revision=model.model_revision, attn_implementation=model.attn_implementation, dtype=model.dtype) | (args.model_init_kwargs or {})
     method = None if data.method == "relax" else make_method(data.method, json.loads(data.method_options or "{}"))
     dataset, reward = load_data(data)
-    return ReLaXTrainer(source, reward, args, dataset, processing_class=load_tokenizer(source), method=method, peft_config=get_peft_config(model),
+    reader = load_processor(source) if "images" in dataset.column_names else load_tokenizer(source)
+    return ReLaXTrainer(source, reward, args, dataset, processing_class=reader, method=method, peft_config=get_peft_config(model),
                         quantization_config=get_quantization_config(model))
 
 

@@ -26,7 +26,7 @@ from relax.tasks import TASKS
 from relax.trl import DataConfig, ReLaXConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(p for p in (ROOT / "configs").glob("qwen*.yaml"))
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("qwen*.yaml") if "-vl-" not in p.name)  # those are in test_vision.py
 
 
 @pytest.fixture(autouse=True)
