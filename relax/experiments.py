@@ -108,6 +108,8 @@ EXPERIMENTS = {
                             config=(("steps", 40),), kept=()),
     **{family: Experiment(f"Does it hold for the architecture of {name}?", "Table 5", ("grpo", "uniform_kl", "relax"), model=f"countdown-{family}", kept=())
        for family, name in (("llama", "Llama"), ("qwen3", "Qwen3"))},
+    "vision": Experiment("Does it hold for a model that sees?", "Table 1; Figures 1b, 3, 6, 9, 10", ("grpo", "entropy", "kl_cov", "uniform_kl", "relax"),
+                         model="pictures-small", task="pictures", config=(("steps", 60),), kept=()),
 }
 
 
