@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test bench eval figures costs export site site-test clean
+.PHONY: help demo test bench eval figures costs export exercises site site-test clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -31,6 +31,9 @@ demo: .venv/core  ## train GRPO, ReLaX and the uniform-KL control on this machin
 test: .venv/all  ## notebooks, pytest, and that modules and README are what the notebooks say
 	$(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/pytest
+
+exercises: .venv/all  ## run every folded solution after the cells that it depends on (some minutes)
+	$(BIN)/pytest -m exercises --durations=5
 
 bench: .venv/all  ## ratios of speed, written to data/bench.json
 	$(BIN)/python -m relax.bench

@@ -88,6 +88,7 @@ def test_two_exercises_or_more(notebook):
     assert len(solutions(notebook)) >= 2
 
 
+@pytest.mark.exercises
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_solutions_run(notebook, monkeypatch, tmp_path):
     torch.set_num_threads(1)
