@@ -16,16 +16,27 @@ import notebooks
 import widgets
 
 HERE = Path(__file__).resolve().parent
-ROOT, SOURCE, HTML = HERE.parent, HERE / "_build" / "source", HERE / "_build" / "html"
+ROOT, SOURCE, HTML, DOCTREES = HERE.parent, *(HERE / "_build" / name for name in ("source", "html", "doctrees"))
+WRITTEN = set()
 READERS = {"who trains language models by reinforcement learning": ("03_dsd", "08_objective", "12_trl"),
            "from dynamical systems": ("01_koopman", "04_hidden", "faithfulness"),
            "student": ("00_dynamics", "07_grpo", "11_train")}
 
 
-def write(name: str, text: str):
-    path = SOURCE / name
+def write(name: str, content: str | bytes):
+    "A file among the sources; one that is there already with the same content keeps its date, so that Sphinx need not read it again."
+    path, content = SOURCE / name, content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    if not path.exists() or path.read_bytes() != content: path.write_bytes(content)
+    WRITTEN.add(path)
+
+
+def forget():
+    "Remove what an earlier build left and this one did not write; where a page is gone, begin anew."
+    gone = [p for p in SOURCE.rglob("*") if p.is_file() and p not in WRITTEN]
+    for path in gone: path.unlink()
+    if gone:
+        for folder in (HTML, DOCTREES): shutil.rmtree(folder, ignore_errors=True)
 
 
 def settings() -> dict:
@@ -75,14 +86,13 @@ def start_page(costs: dict) -> str:
 def gather():
     "Every page, into the source folder."
     repository, costs = settings()["git_url"], json.loads((ROOT / "data" / "notebooks.json").read_text())
-    shutil.rmtree(SOURCE, ignore_errors=True)
-    shutil.copytree(HERE / "pages", SOURCE)
-    shutil.copytree(ROOT / "figures", SOURCE / "figures", ignore=shutil.ignore_patterns("*.md", "*.csv", "*.svg"))
-    shutil.copy(ROOT / "CITATION.cff", SOURCE)
+    for path in (*(ROOT / "figures").glob("*.png"), *(ROOT / "figures").glob("*.json")): write(f"figures/{path.name}", path.read_bytes())
+    write("CITATION.cff", (ROOT / "CITATION.cff").read_bytes())
     for path in book(): write(path.relative_to(ROOT), notebooks.notebook_page(path, repository))
     first = notebooks.sections(notebooks.links((ROOT / "README.md").read_text(encoding="utf-8"), repository))
     first |= {"disagrees": gallery.disagreements(gallery.cards(ROOT / "figures")), "tuning": gallery.tuning(ROOT / "data" / "tuning.csv")}
-    for page in ("index.md", "use.md", "failures.md"): write(page, filled((HERE / "pages" / page).read_text(encoding="utf-8"), first))
+    for page in (HERE / "pages").glob("*.md"):
+        if page.stem not in ("start", "api"): write(page.name, filled(page.read_text(encoding="utf-8"), first))
     write("course.md", course_page(costs))
     write("start.md", start_page(costs))
     gather_gallery(repository)
@@ -100,11 +110,9 @@ def gather_gallery(repository: str):
     "The gallery, a page a card, thumbnails, and the recorded runs."
     figures = ROOT / "figures"
     found = gallery.cards(figures)
-    (SOURCE / "thumbs").mkdir()
     for slug, card in found.items():
-        drawn, tabled = (figures / f"{slug}.png").exists(), (figures / f"{slug}.csv").exists()
-        if drawn: gallery.thumbnail(figures / f"{slug}.png", SOURCE / "thumbs" / f"{slug}.png")
-        if drawn or tabled: write(f"gallery/{slug}.md", gallery.card_page(slug, card, figures))
+        if (figures / f"{slug}.png").exists(): write(f"thumbs/{slug}.png", gallery.thumbnail(figures / f"{slug}.png"))
+        write(f"gallery/{slug}.md", gallery.card_page(slug, card, figures))
     write("gallery.md", gallery.gallery_page(found, figures))
     write("runs.md", gallery.runs_page(ROOT / "data" / "runs", repository))
 
@@ -125,8 +133,8 @@ def gather_api():
 def main() -> int:
     from sphinx.cmd.build import main as sphinx
     gather()
-    shutil.rmtree(HTML, ignore_errors=True)
-    status = sphinx(["-q", "-b", "html", "-c", str(HERE), "-d", str(HERE / "_build" / "doctrees"), "-j", "2", *sys.argv[1:], str(SOURCE), str(HTML)])
+    forget()
+    status = sphinx(["-q", "-b", "html", "-c", str(HERE), "-d", str(DOCTREES), "-j", "2", *sys.argv[1:], str(SOURCE), str(HTML)])
     if not status: print(f"The site lies in {HTML.relative_to(ROOT)}: open {(HTML / 'index.html').relative_to(ROOT)} in a browser.")
     return status
 

@@ -27,6 +27,7 @@ html_theme = "furo"
 html_title = "relax"
 html_static_path = [str(HERE / "static"), str(HERE / "_build" / "data")]
 html_css_files = ["site.css"]
+html_js_files = [("keyboard.js", {"defer": "defer"})]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False

@@ -33,7 +33,7 @@ def visit(block: bool):
     def write(self, node):
         from docutils.nodes import SkipNode
         text = mathml(node.astext(), block)
-        self.body.append(f'<div class="equation" tabindex="0" role="group" aria-label="equation">{text}</div>' if block else text)
+        self.body.append(f'<div class="equation">{text}</div>' if block else text)
         raise SkipNode
     return write
 

@@ -1,5 +1,6 @@
 """The paper's figures and tables as pages, each with its notebook, its recorded runs and its provenance: made from the cards beside them."""
 import csv
+import io
 import json
 import re
 from collections import Counter
@@ -75,19 +76,21 @@ def card_page(slug: str, card: dict, figures: Path) -> str:
 def gallery_page(found: dict[str, dict], figures: Path) -> str:
     "All of them on one page: pictures first, then tables."
     drawn = [s for s in found if (figures / f"{s}.png").exists()]
-    tables = [s for s in found if (figures / f"{s}.csv").exists() and s not in drawn]
+    tables = [s for s in found if s not in drawn]
     tiles = "\n".join(f"```{{figure}} thumbs/{s}.png\n:target: gallery/{s}.html\n:alt: {found[s]['paper']}\n\n[{found[s]['paper']}](gallery/{s}.md): {tally(found[s])}.\n```" for s in drawn)
-    rows = table(["table", "found", "notebook"], [[f"[{found[s]['paper']} ({s})](gallery/{s}.md)", tally(found[s]), f"[{Path(found[s]['notebook']).stem}]({found[s]['notebook']})"] for s in tables])
+    rows = table(["what", "found", "notebook"], [[f"[{found[s]['paper']} ({s})](gallery/{s}.md)", tally(found[s]), f"[{Path(found[s]['notebook']).stem}]({found[s]['notebook']})"] for s in tables])
     pages = "\n".join(f"gallery/{s}" for s in drawn + tables)
     return (f"# Figures and tables\n\nEach leads to its notebook, to the recorded runs that it was drawn from, and to its provenance. A status is decided by a "
-            f"[rule](nbs/13_record.ipynb), from an interval.\n\n::::{{container}} gallery\n{tiles}\n::::\n\n## Tables\n\n{rows}\n\n```{{toctree}}\n:hidden:\n\nruns\n{pages}\n```\n")
+            f"[rule](nbs/13_record.ipynb), from an interval.\n\n::::{{container}} gallery\n{tiles}\n::::\n\n## Tables and findings\n\n{rows}\n\n```{{toctree}}\n:hidden:\n\nruns\n{pages}\n```\n")
 
 
-def thumbnail(source: Path, target: Path, width: int = 480):
-    "A smaller picture, so that the gallery opens quickly."
+def thumbnail(source: Path, width: int = 480) -> bytes:
+    "A smaller picture as PNG, so that the gallery opens quickly."
     from PIL import Image
+    out = io.BytesIO()
     with Image.open(source) as image:
-        image.convert("RGB").resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS).quantize(128).save(target, optimize=True)
+        image.convert("RGB").resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS).quantize(128).save(out, "PNG", optimize=True)
+    return out.getvalue()
 
 
 def rows(path: Path) -> list[dict]:

@@ -120,7 +120,7 @@ def test_replay_belongs_to_the_recorded_runs():
     recorded = json.loads((ROOT / "data" / "site" / "replay.json").read_text(encoding="utf-8"))
     for run_id, run in recorded["runs"].items():
         assert run["sha256"] == fingerprint(Run(run_id)) and run["largest relative difference of a metric"] == 0
-        assert {"0", "100"} <= set(run["looks"])
+        assert "0" in run["looks"] and len(run["looks"]) > 1
 
 
 # With the built site, and a browser.
@@ -234,7 +234,8 @@ def test_search_finds_leverage(visit):
     page.locator("input[name=q]").first.fill("leverage")
     page.keyboard.press("Enter")
     page.wait_for_selector("#search-results li a")
-    assert {"DSD", "Glossary"} & {t.strip() for t in page.locator("#search-results li > a").all_inner_texts()}
+    found = page.locator("#search-results li > a").evaluate_all("links => links.map(a => a.href)")
+    assert any("03_dsd.html" in link for link in found) and any("glossary.html" in link for link in found)
 
 
 def state(page, root): return page.locator(root).inner_html()

@@ -7,6 +7,12 @@
   const steps = Object.keys(data.runs[runs[0]].looks).map(Number).sort((a, b) => a - b), last = steps[steps.length - 1];
   const verdicts = { correct: "✓ right", wrong: "✗ wrong", unparsable: "✗ not an answer" };
 
+  // What was seen of a run at a step, or the last time before it: [step, looks].
+  function latest(run, now) {
+    const at = Math.max(...Object.keys(data.runs[run].looks).map(Number).filter((s) => s <= now));
+    return [at, data.runs[run].looks[at]];
+  }
+
   // The mean over five neighbouring steps, fewer at the ends.
   function smooth(values) {
     return values.map((_, i) => {
@@ -28,14 +34,14 @@
   let timer = null;
 
   function update() {
-    const now = step.get(), at = Math.max(now, 1), seen = data.runs[run.get()].looks[now][+problem.get()];
+    const now = step.get(), at = Math.max(now, 1), [when, looks] = latest(run.get(), now), seen = looks[+problem.get()];
     for (const { name, picture } of pictures) {
       const list = runs.map((r) => ({ className: arm(r) + (r === run.get() ? " chosen" : ""), x: smoothed[r][name].map((_, i) => i + 1), y: smoothed[r][name] }));
       lines(picture, list, (x) => (x - 1) / (last - 1), at, [1, last / 2, last]);
       picture.describe(`at step ${at}: ` + runs.map((r) => `${names[arm(r)]} ${(smoothed[r][name][at - 1] ?? NaN).toFixed(3)}`).join(", "));
     }
     plane(spectrum, seen.spectrum);
-    number.textContent = `DSD of ${data.responses} responses, pooled: ${seen.dsd}`;
+    number.textContent = `DSD of ${data.responses} responses at step ${when}, pooled: ${seen.dsd}`;
     prompt.textContent = seen.prompt;
     words.textContent = seen.text;
     outcome.textContent = verdicts[seen.outcome] ?? seen.outcome;
