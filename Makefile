@@ -46,9 +46,12 @@ export: .venv/all  ## modules and README from the notebooks
 	$(BIN)/nbdev_clean
 	$(BIN)/python -c 'from relax.record import write_readme; write_readme()'
 
-figures: .venv/all  ## redraw all figures and tables from the recorded runs
+figures: .venv/all  ## redraw all figures and tables from the recorded runs, and join their findings into README
 	$(BIN)/python -m relax.demo --recorded
 	$(BIN)/nbdev_test --path nbs/paper --n_workers 2
+	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace nbs/index.ipynb
+	$(BIN)/nbdev_clean --fname nbs/index.ipynb
+	$(BIN)/python -c 'from relax.record import write_readme; write_readme()'
 
 site: .venv/site  ## the book as a static site, from stored outputs, into site/_build/html
 	@$(BIN)/python -W ignore site/build.py

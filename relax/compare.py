@@ -7,9 +7,11 @@ __all__ = ['LABELS', 'COLORS', 'LINES', 'MARKERS', 'OTHERS', 'PANELS', 'MIN_SEED
            'base_arm', 'first_seeds', 'all_runs', 'scores', 'arm_scores', 'pass_table', 'logged', 'by_seed', 'curve',
            'interval', 'band', 'rounded', 'draw_curves', 'grid', 'legend', 'settle', 'dynamics', 'last_over_first',
            'changes', 'levels', 'draw_changes', 'kept', 'finding', 'measure', 'differences', 'measured', 'shown',
-           'finding_table', 'verdict', 'card', 'forest', 'draw_pass_at_k', 'suite_means', 'paper_figure', 'caption']
+           'finding_table', 'verdict', 'card', 'against_all', 'forest', 'draw_pass_at_k', 'suite_means', 'paper_figure',
+           'deciding', 'claim_row', 'claims_table', 'caption']
 
-# %% ../nbs/compare.ipynb #cell-3
+# %% ../nbs/compare.ipynb #cell-4
+import json
 import math
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from .evaluate import bootstrap_ci, from_counts, paired_difference, pass_at_k_pe
 from .experiments import ARMS, experiment, recorded
 from .record import MISSING, Run, claim_status, data_dir, evaluations, markdown_table, style, suite_scores
 
-# %% ../nbs/compare.ipynb #cell-5
+# %% ../nbs/compare.ipynb #cell-6
 LABELS = record.LABELS | {
     "half_lr": "GRPO, half the learning rate", "relax_all_kl": "ReLaX, KL on all", "relax_no_kl": "ReLaX, no KL", "relax_no_shaping": "ReLaX, no shaping",
     **{f"relax_alpha{a:g}": f"ReLaX, α = {a:g}" for a in (0.0, 0.3, 1.0)}, **{f"relax_m{m}": f"ReLaX, m = {m}" for m in (5, 25)},
@@ -51,7 +53,7 @@ def spot(arm: str) -> str:
     "The marker of an arm where it is a single point."
     return look(arm)["marker"] or {"grpo": "D", "uniform_kl": "s", "half_lr": "^"}.get(arm, "o")
 
-# %% ../nbs/compare.ipynb #cell-8
+# %% ../nbs/compare.ipynb #cell-9
 def arms_of(name: str, only=None, root=None) -> dict[str, list[Run]]:
     "Arm -> its recorded runs of an experiment; of the arms `only` where given. Arms without a run are left out."
     found = recorded(name, root)
@@ -75,7 +77,7 @@ def all_runs(*arms: dict) -> list[Run]:
     "The runs of one or more dicts of arms, each once."
     return list({r.id: r for part in arms for runs in part.values() for r in runs}.values())
 
-# %% ../nbs/compare.ipynb #cell-11
+# %% ../nbs/compare.ipynb #cell-12
 def scores(run: Run, k: int) -> np.ndarray:
     "pass@k of each held-out problem at the run's last evaluation."
     table = run.table("evals")
@@ -99,7 +101,7 @@ def pass_table(arms: dict, ks=(1, 8, 32)) -> pd.DataFrame:
         rows[look(arm)["label"]] = {f"pass@{k}": "{:.3f} [{:.3f}, {:.3f}]".format(t.mean(), *bootstrap_ci(t)) for k, t in tables.items()}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/compare.ipynb #cell-14
+# %% ../nbs/compare.ipynb #cell-15
 PANELS = {"reward": ("training reward", "mean reward"), "entropy": ("token entropy", "entropy (nats)"), "length": ("response length", "tokens"),
           "dsd_robust": ("DSD", "DSD, robust estimator"), "dsd_paper": ("DSD, eigenvalues (eq. 7)", "DSD, eigenvalues"), "dsd_authors": ("DSD, draft code", "DSD, singular values"),
           "dsd_matched": ("DSD, length-matched", "DSD, first tokens only"), "grad_clipped": ("clipped gradient norm", "norm after clipping"),
@@ -126,7 +128,7 @@ def curve(runs: list[Run], column: str, window: int = 5) -> pd.Series:
     "Mean over seeds of a logged column, smoothed over `window` steps."
     return by_seed(runs, column, window).mean(axis=1)
 
-# %% ../nbs/compare.ipynb #cell-16
+# %% ../nbs/compare.ipynb #cell-17
 def interval(values, level: float = 0.95) -> tuple[float, float]:
     "Student's interval of the mean of one number a seed: mean -+ t s / sqrt(n); NaN where there are fewer than two."
     values = np.asarray(values, dtype=float).ravel()
@@ -142,7 +144,7 @@ def band(runs: list[Run], column: str, window: int = 5, level: float = 0.95) -> 
     half = student.ppf((1 + level) / 2, n.where(n > 1) - 1) * frame.std(axis=1, ddof=1) / n**0.5
     return pd.DataFrame({"mean": frame.mean(axis=1), "low": frame.mean(axis=1) - half, "high": frame.mean(axis=1) + half})
 
-# %% ../nbs/compare.ipynb #cell-18
+# %% ../nbs/compare.ipynb #cell-19
 def rounded(values) -> list:
     "Numbers for a figure's card: six decimals, None for what is none."
     return [None if not math.isfinite(v) else round(float(v), 6) for v in values]
@@ -175,7 +177,7 @@ def legend(fig, ax, columns: int = 3):
     handles, labels = ax.get_legend_handles_labels()
     if handles: fig.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
 
-# %% ../nbs/compare.ipynb #cell-19
+# %% ../nbs/compare.ipynb #cell-20
 def settle(fig):
     """Lay the figure out from the start, at the resolution at which it is saved, until nothing moves: the saved bytes then do not depend on whether
     a notebook has shown it before.
@@ -194,7 +196,7 @@ def dynamics(arms: dict, columns, extra: int = 0) -> tuple:
     legend(fig, axes[0])
     return fig, axes, values
 
-# %% ../nbs/compare.ipynb #cell-22
+# %% ../nbs/compare.ipynb #cell-23
 def last_over_first(run: Run, column: str, window: int = 10) -> float:
     "A column's mean over the last `window` steps, relative to its first `window`, as a change: 0 is no change."
     table = logged(run, column)
@@ -210,7 +212,7 @@ def levels(runs: list[Run], column: str, window: int = 10) -> np.ndarray:
     "A column's mean over the last `window` steps of each run, (seeds, 1)."
     return np.array([[float(logged(r, column).tail(window).mean())] for r in runs])
 
-# %% ../nbs/compare.ipynb #cell-23
+# %% ../nbs/compare.ipynb #cell-24
 def draw_changes(ax, arms: dict, columns) -> dict:
     "Change from the first to the last ten steps of several logged columns, in percent, each arm with its 95 % interval over seeds. Returns what was plotted."
     values, step = {}, 0.7 / max(len(arms), 1)
@@ -225,7 +227,7 @@ def draw_changes(ax, arms: dict, columns) -> dict:
     ax.set_yticklabels([PANELS[c][0] for c in columns], fontsize=7)
     return values
 
-# %% ../nbs/compare.ipynb #cell-27
+# %% ../nbs/compare.ipynb #cell-28
 MIN_SEEDS = 2
 RULE = ("Rule: a finding is 'direction holds at smaller scale' where its 95 % interval lies wholly on the paper's side, 'disagrees' where wholly on the other, else 'inconclusive'; "
         "it needs two seeds an arm. Where all findings of a figure have one status, that is the verdict; where not, the verdict is 'mixed'.")
@@ -261,7 +263,7 @@ def differences(arms: dict, of, what: str, reference: str, names, expected=1) ->
     "A finding for each arm of `names` against `reference`, by `of(runs)` -> (seeds, n)."
     return [finding(f"{what}, {look(a)['label']} - {look(reference)['label']}", expected, measure(arms, a, of), measure(arms, reference, of)) | {"arm": a} for a in names]
 
-# %% ../nbs/compare.ipynb #cell-28
+# %% ../nbs/compare.ipynb #cell-29
 def measured(what: str, sign: int, a, b) -> tuple[str, str]:
     "One finding in words, with its 95 % interval, and its status; `sign` is the direction that the paper claims."
     f = finding(what, sign, a, b)
@@ -293,7 +295,24 @@ def card(findings: list[dict]) -> list[dict]:
     "Findings for a figure's JSON."
     return [{k: round(v, 6) if isinstance(v, float) else v for k, v in f.items()} for f in findings]
 
-# %% ../nbs/compare.ipynb #cell-32
+# %% ../nbs/compare.ipynb #cell-33
+def against_all(what: str, a, rivals: dict) -> dict:
+    """The finding that `a` (seeds, problems) scores above every rival (label -> scores, or None where it is not recorded), by the rule above.
+
+    value, low, high: the margin over the strongest recorded rival, at level 1 - 0.05 / k of the k recorded ones. note: who, and how many are beaten, better, missing.
+    """
+    a, there = kept(a), {label: s for label, b in rivals.items() if (s := kept(b)) is not None}
+    if a is None or not there: return finding(what, 1, None) | {"note": f"{len(rivals)} rivals {MISSING}"}
+    level = 1 - 0.05 / len(there)
+    alone, wide = ({label: paired_difference(a, b, n_boot=4000, level=v) for label, b in there.items()} for v in (0.95, level))
+    best = min(wide, key=lambda label: wide[label][0])
+    beaten, better, missing = sum(low > 0 for _, low, _ in alone.values()), sum(high < 0 for *_, high in wide.values()), len(rivals) - len(there)
+    status = "disagrees" if better else claim_status(*alone[best][:1], alone[best][1:]) if beaten == len(rivals) else "inconclusive"
+    value, low, high = wide[best]
+    note = f"the strongest is {best}; of {len(there)} rivals {beaten} beaten, {better} surely better" + (f"; {missing} {MISSING}" if missing else "")
+    return {"what": what, "value": value, "low": low, "high": high, "seeds": f"{len(a)} / {len(there[best])}", "status": status, "note": note}
+
+# %% ../nbs/compare.ipynb #cell-36
 def forest(ax, findings: list[dict], xlabel: str, title: str = ""):
     "Differences with intervals, one row a finding that has an 'arm'; rows that are not recorded yet say so."
     for y, f in zip(range(len(findings), 0, -1), findings):
@@ -306,7 +325,7 @@ def forest(ax, findings: list[dict], xlabel: str, title: str = ""):
     ax.grid(axis="y", visible=False)
     ax.locator_params(axis="x", nbins=5)
 
-# %% ../nbs/compare.ipynb #cell-34
+# %% ../nbs/compare.ipynb #cell-38
 KS = (1, 2, 4, 8, 16, 32)
 
 
@@ -322,7 +341,7 @@ def draw_pass_at_k(ax, arms: dict, ks=KS) -> dict:
     ax.set(title="held-out pass@k", xlabel="k (samples a problem)", ylabel="solved share", xticks=ks, xticklabels=ks)
     return values
 
-# %% ../nbs/compare.ipynb #cell-36
+# %% ../nbs/compare.ipynb #cell-40
 def suite_means(arms: dict, suites: list[list[int]]) -> pd.DataFrame:
     "One row an arm and suite: mean@32 with its 95 % interval, `one`, the standard deviation of a mean@1 by sampling alone, seeds, problems."
     frame, rows = evaluations(arms, suites), []
@@ -335,7 +354,7 @@ def suite_means(arms: dict, suites: list[list[int]]) -> pd.DataFrame:
         rows.append({"arm": arm, "suite": name, "mean": float(s.mean()), "low": low, "high": high, "one": one, "seeds": s.shape[0], "problems": s.shape[1]})
     return pd.DataFrame(rows, columns=["arm", "suite", "mean", "low", "high", "one", "seeds", "problems"])
 
-# %% ../nbs/compare.ipynb #cell-38
+# %% ../nbs/compare.ipynb #cell-42
 def paper_figure(number: int) -> str:
     "What is known of the paper's figure, from data/paper/figures.csv, as Markdown. Raises ValueError for a figure it does not have."
     table = pd.read_csv(data_dir() / "paper" / "figures.csv", index_col="figure", keep_default_na=False)
@@ -344,7 +363,43 @@ def paper_figure(number: int) -> str:
     rows = {"shows": f.shows, "models": f.models, "methods": f.methods, "numbers": f.numbers or "none known here"}
     return markdown_table(pd.DataFrame({f"Figure {number} of the paper ({f.section})": {k: v for k, v in rows.items() if v}}).rename_axis(" "))
 
-# %% ../nbs/compare.ipynb #cell-41
+# %% ../nbs/compare.ipynb #cell-45
+def deciding(root=None) -> pd.DataFrame:
+    """data/claims.csv with the findings of the cards in figures/ (both of `root`, by default of this checkout): claim, card, experiment, finding, notebook, found (a finding, one not attempted where there is no card).
+
+    Raises ValueError for a finding that its card does not have.
+    """
+    data, cards = data_dir() if root is None else Path(root) / "data", {}
+    rows = pd.read_csv(data / "claims.csv", keep_default_na=False)
+    for slug in rows.card.unique():
+        path = data.parent / "figures" / f"{slug}.json"
+        cards[slug] = {f["what"]: f for f in json.loads(path.read_text(encoding="utf-8"))["values"].get("findings", [])} if path.exists() else None
+    for r in rows.itertuples():
+        if cards[r.card] is not None and r.finding not in cards[r.card]:
+            raise ValueError(f"finding: {r.finding!r} of the claim {r.claim} is not in figures/{r.card}.json, accepted are {[*cards[r.card]]}")
+    return rows.assign(notebook=[f"nbs/paper/{c.removesuffix('_laptop')}.ipynb" for c in rows.card], found=[(cards[r.card] or {}).get(r.finding, finding(r.finding, 1, None)) for r in rows.itertuples()])
+
+
+def claim_row(claim: str, rows: pd.DataFrame) -> dict:
+    "What the table says of one claim: our number, the status, where to look."
+    found = [f for f in rows.found if f["value"] is not None]
+    waiting = dict.fromkeys(e for e, f in zip(rows.experiment, rows.found) if f["value"] is None)
+    command = f"{MISSING}: `relax_reproduce {' '.join(waiting)}`" if any(waiting) else MISSING
+    ours = f"{found[0]['what']}: {shown(found[0])}" + (f" ({found[0]['note']})" if found[0].get("note") else "") + (f"; {len(found) - 1} more" if len(found) > 1 else "") if found else ""
+    status = verdict("", list(rows.found)).removeprefix(": ").removesuffix(".") if found and len(rows) > 1 else rows.found.iloc[0]["status"]
+    notebooks = [f"[{Path(n).stem}]({n.removeprefix('nbs/')})" for n in dict.fromkeys(rows.notebook)]
+    return {"ours": "; ".join(filter(None, (ours, command if waiting else ""))), "status": status, "notebook": ", ".join(notebooks)}
+
+
+def claims_table(root=None) -> str:
+    "Every claim of data/paper/claims.csv with its evidence in the paper, our number, the status by RULE, and the notebook, as Markdown."
+    data, rows = data_dir() if root is None else Path(root) / "data", deciding(root)
+    claims = pd.read_csv(data / "paper" / "claims.csv", index_col="claim")
+    nothing = {"ours": "no experiment here speaks to it yet", "status": claim_status(None), "notebook": ""}
+    said = [claim_row(i, rows[rows.claim == i]) if i in set(rows.claim) else nothing for i in claims.id]
+    return markdown_table(claims[["evidence"]].assign(**{k: [s[k] for s in said] for k in nothing}).rename_axis("claim"))
+
+# %% ../nbs/compare.ipynb #cell-48
 def caption(arms: dict, names=(), window: int = 5) -> str:
     "What the lines and bars of a figure stand for: seeds, problems, intervals; and which arms of `names` are not recorded yet."
     if not arms: return f"{MISSING.capitalize()}: no runs."

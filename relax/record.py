@@ -7,8 +7,7 @@ __all__ = ['COLORS', 'LINES', 'LABELS', 'ROUNDING', 'MISSING', 'STATUSES', 'data
            'cpu_name', 'environment', 'git_commit', 'write_atomic', 'RunTables', 'Run', 'fingerprint', 'provenance',
            'save_figure', 'markdown_table', 'save_table', 'paper_table', 'paper_grid', 'recomputed_averages',
            'finished_runs', 'evaluations', 'suite_scores', 'both_scores', 'suite_table', 'claim_status',
-           'expected_range', 'readme', 'output_text', 'write_readme', 'claims_table', 'notebook_table', 'bench_table',
-           'measure_costs']
+           'expected_range', 'readme', 'output_text', 'write_readme', 'notebook_table', 'bench_table', 'measure_costs']
 
 # %% ../nbs/13_record.ipynb #cell-3
 import csv
@@ -375,13 +374,6 @@ def write_readme():
     write_atomic(root / "README.md", readme(root / "nbs" / "index.ipynb"))
 
 # %% ../nbs/13_record.ipynb #cell-49
-def claims_table(findings: dict[str, tuple[str, str]]) -> str:
-    "data/paper/claims.csv with our findings (claim id -> (measured, status)) beside it; a claim without one was not attempted."
-    claims = pd.read_csv(data_dir() / "paper" / "claims.csv", index_col="claim")
-    ours = [findings.get(i, ("", "not attempted")) for i in claims.id]
-    return markdown_table(claims[["evidence"]].assign(ours=[o[0] for o in ours], status=[o[1] for o in ours]).rename_axis(None))
-
-
 def notebook_table() -> str:
     "Each notebook with its one-line description and what it cost to run."
     costs = data_dir() / "notebooks.json"
