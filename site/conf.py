@@ -33,3 +33,12 @@ html_show_sourcelink = False
 html_show_sphinx = False
 html_theme_options = {"source_repository": settings["git_url"], "source_branch": settings["branch"], "top_of_page_buttons": []}
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
+
+
+def level(app, page, template, context, doctree):
+    "The theme calls its captions headings, but of no level; screen readers want one."
+    tree = context.get("furo_navigation_tree")
+    if tree: context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
+def setup(app): app.connect("html-page-context", level, priority=900)
