@@ -17,7 +17,7 @@ import widgets
 
 HERE = Path(__file__).resolve().parent
 ROOT, SOURCE, HTML, DOCTREES = HERE.parent, *(HERE / "_build" / name for name in ("source", "html", "doctrees"))
-WRITTEN = set()
+WRITTEN, NEW = set(), set()
 READERS = {"who trains language models by reinforcement learning": ("03_dsd", "08_objective", "12_trl"),
            "from dynamical systems": ("01_koopman", "04_hidden", "faithfulness"),
            "student": ("00_dynamics", "07_grpo", "11_train")}
@@ -27,15 +27,16 @@ def write(name: str, content: str | bytes):
     "A file among the sources; one that is there already with the same content keeps its date, so that Sphinx need not read it again."
     path, content = SOURCE / name, content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or path.read_bytes() != content: path.write_bytes(content)
+    if not path.exists(): NEW.add(path)
+    if path in NEW or path.read_bytes() != content: path.write_bytes(content)
     WRITTEN.add(path)
 
 
 def forget():
-    "Remove what an earlier build left and this one did not write; where a page is gone, begin anew."
+    "Remove what an earlier build left and this one did not write; where a page has come or gone, others may link to it: begin anew."
     gone = [p for p in SOURCE.rglob("*") if p.is_file() and p not in WRITTEN]
     for path in gone: path.unlink()
-    if gone:
+    if gone or NEW:
         for folder in (HTML, DOCTREES): shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ html_math_renderer = "mathml"
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_ipywidgets_js = {}  # no page loads anything from the network
 nb_mime_priority_overrides = [("html", "text/markdown", 0), ("html", "image/png", 10)]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "attrs_inline", "attrs_block"]
 myst_heading_anchors = 3
@@ -30,6 +31,7 @@ html_css_files = ["site.css"]
 html_js_files = [("keyboard.js", {"defer": "defer"})]
 html_copy_source = False
 html_show_sourcelink = False
+html_show_search_summary = False  # it is fetched, which a page opened from the disk may not do
 html_show_sphinx = False
 html_theme_options = {"source_repository": settings["git_url"], "source_branch": settings["branch"], "top_of_page_buttons": []}
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"

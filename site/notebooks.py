@@ -39,8 +39,15 @@ def code_page(cell: dict, heading: str) -> list[dict]:
     hidden = ["remove-input"] if "#| echo: false" in source else []
     lines = [line for line in source.splitlines() if not line.startswith("#|")]
     image = {"mystnb": {"image": {"alt": alternative(cell, heading)}}} if any("image/png" in o.get("data", {}) for o in cell["outputs"]) else {}
-    outputs = [o for o in cell["outputs"] if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+    outputs = [linked(o) for o in cell["outputs"] if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
     return [cell | {"source": "\n".join(lines), "metadata": {"tags": hidden, **image}, "outputs": outputs}]
+
+
+def linked(output: dict) -> dict:
+    "An output in which links to notebooks lead to pages; in Markdown that a cell printed Sphinx leaves them as they are."
+    text = "".join(output.get("data", {}).get("text/markdown", ""))
+    if not text: return output
+    return output | {"data": output["data"] | {"text/markdown": re.sub(r"\]\((?!\w+:)([^)]*)\.ipynb\b", r"](\1.html", text)}}
 
 
 def links(text: str, repository: str) -> str:
