@@ -36,6 +36,13 @@ def patched(tree: ast.Module) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
+def constants(node: ast.Assign) -> list[tuple[str, str]]:
+    "What an assignment binds, with its value as code where that is short."
+    target, value = node.targets[0], node.value
+    pairs = zip(target.elts, value.elts) if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) else [(target, value)]
+    return [(ast.unparse(t), f"`{text}`" if len(text := ast.unparse(v)) <= 300 else "") for t, v in pairs]
+
+
 def functions(body) -> dict[str, ast.FunctionDef]:
     return {n.name: n for n in body if isinstance(n, ast.FunctionDef)}
 
@@ -59,9 +66,7 @@ def module_page(path: Path, notebook: str) -> str:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name in public: parts.append(directive("function", signature(node), prose(ast.get_docstring(node))))
         if isinstance(node, ast.ClassDef) and node.name in public: parts.append(class_text(node, tree))
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in public:
-            value = ast.unparse(node.value)
-            parts.append(directive("data", ast.unparse(node.targets[0]), "" if len(value) > 300 else f"`{value}`"))
+        if isinstance(node, ast.Assign): parts += [directive("data", name, value) for name, value in constants(node) if name in public]
     name = f"relax.{path.stem}"
     return f"# {name}\n\n{prose(ast.get_docstring(tree))}\nThe notebook [{Path(notebook).stem}](../{notebook}) builds it.\n\n```{{py:module}} {name}\n```\n\n" + "\n".join(parts)
 
