@@ -117,7 +117,7 @@ class Plots(Suite):
         draw = ImageDraw.Draw(image)
         for tick in range(1, 10): draw.line((0, 61 - 6 * tick, 3 if tick % 5 else 5, 61 - 6 * tick), (150, 150, 150))
         draw.line((0, 62, 63, 62), (0, 0, 0))
-        for i, (c, h) in enumerate(s["bars"]): draw.rectangle((8 + 14 * i, 62 - 6 * h, 18 + 14 * i, 61), COLOURS[c])
+        for i, (c, h) in enumerate(s["bars"]): draw.rectangle((16 * i + 6, 62 - 6 * h, 16 * i + 14, 61), COLOURS[c])
         return image
 
     def reading(self, s): return [word for bar in s["bars"] for word in bar]
@@ -150,10 +150,11 @@ class Diagrams(Suite):
         image = blank()
         draw = ImageDraw.Draw(image)
         w, h = 5 * s["width"], 6 * s["height"]
-        draw.rectangle((2, 8, 2 + w, 8 + h), (225, 235, 250), (0, 0, 0))
-        write(draw, str(s["width"]), 2 + w // 2 - 2, 10 + h)
-        write(draw, str(s["height"]), 6 + w, 5 + h // 2)
-        if s["version"] == "vision only": write(draw, s["asked"][0].upper() + "?", 50, 56, (180, 0, 0))
+        draw.rectangle((2, 2, 2 + w, 2 + h), (225, 235, 250), (0, 0, 0))
+        for a, b in (((2, 50), (2 + w, 50)), ((51, 2), (51, 2 + h))): draw.line((*a, *b), (120, 120, 120))  # where a length is measured
+        write(draw, str(s["width"]), 6, 54)
+        write(draw, str(s["height"]), 55, 18)
+        if s["version"] == "vision only": write(draw, s["asked"][0].upper() + "?", 52, 54, (180, 0, 0))
         return image
 
     def reading(self, s): return [s["asked"], "width", s["width"], "height", s["height"]]
@@ -242,9 +243,10 @@ class Forces(Suite):
     def paint(self, s):
         image = blank()
         draw = ImageDraw.Draw(image)
-        draw.rectangle((28, 4, 35, 59), (190, 190, 190), (90, 90, 90))
+        draw.rectangle((28, 0, 35, 51), (190, 190, 190), (90, 90, 90))
+        draw.line((4, 52, 59, 52), (90, 90, 90))
         for i, (side, n) in enumerate(s["forces"]):
-            y, sign = 12 + 20 * i, 1 if side == "right" else -1
+            y, sign = 8 + 16 * i, 1 if side == "right" else -1
             start = 36 if side == "right" else 27
             tip = start + sign * (6 * n + 2)
             draw.line((start, y, tip, y), (0, 0, 160), 2)
@@ -302,7 +304,7 @@ class Tiles(Suite):
 
     def scene(self, rng):
         p = COUNTDOWN.draw(None, rng)
-        return {"numbers": p.data["numbers"], "target": p.data["target"], "places": tuple(rng.sample(range(4), 3)), "colours": tuple(rng.sample(list(COLOURS), 3))}
+        return {"numbers": p.data["numbers"], "target": p.data["target"], "colours": tuple(rng.sample(list(COLOURS), 3))}
 
     def key(self, s): return f"{self.name} {sorted(s['numbers'])} {s['target']}"
 
@@ -313,7 +315,7 @@ class Tiles(Suite):
     def paint(self, s):
         image = blank((245, 245, 245))
         draw = ImageDraw.Draw(image)
-        for n, place, colour in zip(s["numbers"], sorted(s["places"]), s["colours"]):
+        for place, (n, colour) in enumerate(zip(s["numbers"], s["colours"])):
             x, y = 32 * (place % 2), 32 * (place // 2)
             draw.rectangle((x + 4, y + 4, x + 27, y + 27), (255, 255, 255), COLOURS[colour])
             write(draw, str(n), x + 11, y + 9, COLOURS[colour], 2)
@@ -437,18 +439,18 @@ def open_picture(source) -> Image.Image:
 # %% ../nbs/15_vision.ipynb #cell-39
 IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 MARKER = re.compile(r"<image[ _]?\d*>")
-#: Turns as a plain prompt: pictures, then the words.
+#: Turns as a plain prompt, their parts in order.
 TEMPLATE = ("{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{% if part.type == 'image' %}" + START + IMAGE + END +
             "{% else %} {{ part.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}")
 
 
 def with_placeholders(prompt: str, n: int) -> str:
-    "The prompt with room for `n` pictures: where it says <image>, <image 1>, <image_1> or <image1>, else before it. Raises ValueError where the counts differ."
+    "The prompt with room for `n` pictures: where it says <image>, <image 1>, <image_1> or <image1>, else behind it. Raises ValueError where the counts differ."
     if any(t in prompt for t in (IMAGE, START, END)): raise ValueError(f"the prompt contains a token of the model's own ({IMAGE}, {START} or {END})")
     marked = len(MARKER.findall(prompt))
     if marked not in (0, n): raise ValueError(f"{n} pictures for {marked} placeholders in the prompt")
     if marked: return MARKER.sub(START + IMAGE + END, prompt)
-    return (START + IMAGE + END) * n + (" " if n else "") + prompt
+    return prompt + (START + IMAGE + END) * n
 
 # %% ../nbs/15_vision.ipynb #cell-41
 @lru_cache
@@ -544,15 +546,15 @@ def ask(processor, problems) -> dict:
     batch = processor.tokenizer([t.replace("\0", IMAGE) for t in texts], return_tensors="pt", padding=True, padding_side="left")
     return {"prompt_ids": batch["input_ids"], "prompt_mask": batch["attention_mask"].bool(), "images": Patches(prompts, torch.arange(len(problems)))}
 
-# %% ../nbs/15_vision.ipynb #cell-46
+# %% ../nbs/15_vision.ipynb #cell-48
 def new_processor(words: list[str], patch: int = 8):
-    "Tokenizer, one token a word, and image processor (the PIL one) of a small reasoner that sees."
+    "Tokenizer, one token a word, and image processor (the PIL one) of a small reasoner that sees. Pixels count from white, so that an empty patch is zero."
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
     tokenizer = word_tokenizer(words)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, START, END]})
     tokenizer.chat_template = TEMPLATE
     size = {"shortest_edge": (2 * patch)**2, "longest_edge": SIZE**2}
-    return processor_class()(Qwen2VLImageProcessorPil(patch_size=patch, merge_size=2, temporal_patch_size=2, size=size), tokenizer)
+    return processor_class()(Qwen2VLImageProcessorPil(patch_size=patch, merge_size=2, temporal_patch_size=2, size=size, image_mean=[1.0] * 3, image_std=[0.3] * 3), tokenizer)
 
 
 def new_seer(words: list[str], width: int = 128, layers: int = 3, heads: int = 4, vision_width: int = 64, vision_layers: int = 2, seed: int = 0):
@@ -562,9 +564,9 @@ def new_seer(words: list[str], width: int = 128, layers: int = 3, heads: int = 4
     half = width // heads // 2
     text = dict(vocab_size=len(p.tokenizer), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
                 max_position_embeddings=512, tie_word_embeddings=True, attention_dropout=0.0, pad_token_id=p.pad_token_id, eos_token_id=p.eos_token_id, bos_token_id=None,
-                rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [half // 4, half * 3 // 8, half - half // 4 - half * 3 // 8]})
+                rope_parameters={"rope_type": "default", "rope_theta": 10.0, "mrope_section": [half - 2 * (half * 7 // 16), half * 7 // 16, half * 7 // 16]})
     vision = dict(depth=vision_layers, hidden_size=vision_width, intermediate_size=2 * vision_width, num_heads=4, out_hidden_size=width, patch_size=p.image_processor.patch_size,
-                  spatial_merge_size=2, temporal_patch_size=2, window_size=SIZE, fullatt_block_indexes=[*range(vision_layers)])
+                  spatial_merge_size=2, temporal_patch_size=2, window_size=SIZE, fullatt_block_indexes=[*range(vision_layers)], initializer_range=0.05)
     image, start, end = p.tokenizer.convert_tokens_to_ids([IMAGE, START, END])
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=image, video_token_id=len(p.tokenizer) + 1, vision_start_token_id=start,
                               vision_end_token_id=end, tie_word_embeddings=True)
@@ -572,15 +574,16 @@ def new_seer(words: list[str], width: int = 128, layers: int = 3, heads: int = 4
         torch.manual_seed(seed)
         return Qwen2_5_VLForConditionalGeneration(config), p
 
-# %% ../nbs/15_vision.ipynb #cell-57
+# %% ../nbs/15_vision.ipynb #cell-59
 def seen_batch(task, processor, problems, rng, decision_weight: float = 4.0, p_blind: float = 0.1):
     """Demonstrations as tensors: ids (B, L), right-padded, the weight (B, L) of each token in the loss, and the pictures.
 
-    Weights as in `relax.reasoner.sft_batch`. A share `p_blind` of the questions comes without its picture, so that a blind reader is a
+    Weights as in `relax.reasoner.sft_batch`, and what is read off the picture weighs double. A share `p_blind` of the questions comes without its picture, so that a blind reader is a
     guesser and not a case that the model has never met.
     """
     asked = ask(processor, [replace(p, data=p.data | {"images": [] if rng.random() < p_blind else p.data["images"]}) for p in problems])
     encode, decides = processor.tokenizer.encode, set(processor.tokenizer.convert_tokens_to_ids(list(task.decisions)))
+    stop = processor.tokenizer.convert_tokens_to_ids(";")
     prompts = [i[m].tolist() for i, m in zip(asked["prompt_ids"], asked["prompt_mask"])]
     answers = [encode(task.demonstration(p, rng)) + [processor.eos_token_id] for p in problems]
     length = max(len(a) + len(b) for a, b in zip(prompts, answers))
@@ -588,6 +591,7 @@ def seen_batch(task, processor, problems, rng, decision_weight: float = 4.0, p_b
     for i, (a, b) in enumerate(zip(prompts, answers)):
         ids[i, :len(a) + len(b)] = torch.tensor(a + b)
         weight[i, len(a):len(a) + len(b)] = torch.tensor([decision_weight if t in decides else 1.0 for t in b])
+        weight[i, len(a):len(a) + b.index(stop)] *= 2
     return ids, weight, asked["images"]
 
 
@@ -601,7 +605,7 @@ def seen_loss(model, ids, weight, images, pad: int, n_buckets: int = 3):
         parts.append((F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten(), reduction="none") * w[:, 1:].flatten()).sum())
     return sum(parts) / total
 
-# %% ../nbs/15_vision.ipynb #cell-58
+# %% ../nbs/15_vision.ipynb #cell-60
 def train_seer(model, processor, task, steps: int, batch_size: int = 64, lr: float = 2e-3, seed: int = 0, progress: bool = True) -> list[float]:
     "Supervised training on demonstrations of train problems, fresh ones every step; returns the loss of each step."
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
@@ -616,8 +620,8 @@ def train_seer(model, processor, task, steps: int, batch_size: int = 64, lr: flo
         losses.append(loss.item())
     return losses
 
-# %% ../nbs/15_vision.ipynb #cell-59
-RECIPES = {"pictures-small": dict(task="pictures", steps=700, batch_size=32, lr=2e-3)}
+# %% ../nbs/15_vision.ipynb #cell-61
+RECIPES = {"pictures-small": dict(task="pictures", steps=400, batch_size=32, lr=2e-3)}
 
 
 def make_seer(name: str, folder: Path, progress: bool = True) -> dict:
@@ -633,7 +637,7 @@ def make_seer(name: str, folder: Path, progress: bool = True) -> dict:
     (folder / name / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
 
-# %% ../nbs/15_vision.ipynb #cell-62
+# %% ../nbs/15_vision.ipynb #cell-64
 def load_processor(source: str):
     "The processor of a checkpoint of the Qwen2.5-VL family, without videos (and so without torchvision), padding on the left."
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -645,7 +649,7 @@ def load_seer(source: str, **kwargs):
     from transformers import Qwen2_5_VLForConditionalGeneration
     return load_processor(source), Qwen2_5_VLForConditionalGeneration.from_pretrained(source, **kwargs)
 
-# %% ../nbs/15_vision.ipynb #cell-64
+# %% ../nbs/15_vision.ipynb #cell-66
 def picture_frame(arms: dict, table: str = "evals") -> pd.DataFrame:
     """The last evaluation in `table` of every run of each arm, one row a problem: run, arm, seed, suite, k, problem, score (share of k samples that were right).
 
@@ -665,7 +669,7 @@ def picture_frame(arms: dict, table: str = "evals") -> pd.DataFrame:
             frames.append(t[names])
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)
 
-# %% ../nbs/15_vision.ipynb #cell-68
+# %% ../nbs/15_vision.ipynb #cell-70
 def misread_words(words: list[str], truth: list) -> list[bool]:
     "For each word of a response: was it read off the picture, between `see` and `;`, and is it not what stands there?"
     flags, expected = [], iter(())
@@ -692,7 +696,7 @@ def draw_answers(answers: list[tuple]):
             x += 0.062 * (len(word) + 1.2)
     return fig
 
-# %% ../nbs/15_vision.ipynb #cell-74
+# %% ../nbs/15_vision.ipynb #cell-76
 @dataclass(frozen=True)
 class VisualBenchmark:
     """Where a benchmark's rows are and what its columns mean. Columns are those that the tasks of lmms-eval read (lmms_eval/tasks/<name>/utils.py),
@@ -728,7 +732,7 @@ VISUAL = {b.name: b for b in (
     VisualBenchmark("mmstar", "Lin-Chen/MMStar", "val", ident="index", lmms="mmstar", vlmeval="MMStar", metric="average", scale=100),
     VisualBenchmark("emma", "lmms-lab/EMMA", "test", "All", pictures=many(5), options="options", before="context", ident="pid", lmms="emma", vlmeval="EMMA", metric="emma_score", scale=100))}
 
-# %% ../nbs/15_vision.ipynb #cell-75
+# %% ../nbs/15_vision.ipynb #cell-77
 def visual_prompt(b: VisualBenchmark, row: dict) -> tuple[str, list]:
     "Question and pictures of a row. Each marker stands for its own picture once; a second mention stays in words. Without markers all pictures come first."
     choices = row.get(b.options) if b.options else None
@@ -764,7 +768,7 @@ def load_visual(name: str, source=None, split: str | None = None, blind: bool = 
         problems.append(Problem(MARKER.sub("", prompt) if blind else prompt, 0, {"answer": str(row[b.answer]), "images": [] if blind else images, "id": str(row[b.ident])}))
     return problems
 
-# %% ../nbs/15_vision.ipynb #cell-76
+# %% ../nbs/15_vision.ipynb #cell-78
 def grading_command(model: str, tool: str = "lmms-eval", names=tuple(VISUAL), output: str = "out/visual") -> str:
     "The command that answers and grades benchmarks with lmms-eval or VLMEvalKit. Several of them call a judge model: see the tool's page for its key."
     if unknown := [n for n in names if n not in VISUAL]: raise ValueError(f"names: got {unknown}, accepted are {', '.join(VISUAL)}")
@@ -786,7 +790,7 @@ def read_scores(path) -> dict[str, float]:
     if not found: raise ValueError(f"path: {path} has results of {', '.join(results)}; accepted are those of {', '.join(b.lmms for b in VISUAL.values())}")
     return found
 
-# %% ../nbs/15_vision.ipynb #cell-78
+# %% ../nbs/15_vision.ipynb #cell-80
 def parts_of(question: str, n: int, instruction: str) -> list[dict]:
     "A question as the parts of a user turn, pictures where it marks them, else first. Raises ValueError where the counts differ."
     texts = MARKER.split(question)
@@ -814,11 +818,11 @@ def prepare_virl(folder, source: str = "39Krelease.parquet", progress: bool = Tr
     (folder / "wrong.json").write_text(json.dumps(wrong, indent=1))
     return folder / "train.jsonl", wrong
 
-# %% ../nbs/15_vision.ipynb #cell-79
+# %% ../nbs/15_vision.ipynb #cell-81
 def trl_rows(problems) -> list[dict]:
     "Picture problems as TRL's rows: a conversation, its opened pictures, and the problem's number for the reward function. Raises PictureError."
     images, _ = check_pictures(problems)
-    return [{"prompt": [{"role": "user", "content": p.prompt}], "images": im, "number": i} for i, (p, im) in enumerate(zip(problems, images))]
+    return [{"prompt": [{"role": "user", "content": [{"type": "text", "text": p.prompt}, *[{"type": "image", "text": None}] * len(im)]}], "images": im, "number": i} for i, (p, im) in enumerate(zip(problems, images))]
 
 
 def main(arguments=None):
@@ -842,5 +846,5 @@ def main(arguments=None):
         else: print(make_seer(a.name, Path(a.folder))["cpu_seconds"], "seconds of one core")
     except ValueError as error: raise SystemExit(f"relax.vision: {error}")
 
-# %% ../nbs/15_vision.ipynb #cell-81
+# %% ../nbs/15_vision.ipynb #cell-83
 if __name__ == "__main__" and "__file__" in globals(): main()  # as `python -m relax.vision`, not when this notebook runs
