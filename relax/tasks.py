@@ -6,7 +6,7 @@
 __all__ = ['TASKS', 'Problem', 'Verdict', 'hashed_coin', 'is_heldout', 'Task', 'apply_op', 'combine', 'show', 'legal_steps',
            'solutions', 'is_number', 'take_step', 'random_steps', 'CountdownProblems', 'Countdown', 'WaypointsProblems',
            'WaypointsWalks', 'Waypoints', 'gap', 'is_arithmetic', 'ReasoningGym', 'Unstated', 'as_written',
-           'first_moves']
+           'has_many_spellings', 'first_moves']
 
 # %% ../nbs/05_tasks.ipynb #cell-4
 import hashlib
@@ -203,6 +203,13 @@ class Countdown(CountdownProblems):
         done = len(items) == 1 and items[0][0] == p.data["target"]
         return Verdict("correct", show(items[0][1])) if done else Verdict("wrong")
 
+    def spellings(self, p: Problem) -> int:
+        "How many committed attempts, word for word, solve the problem: 3 * 9 and 9 * 3 are two."
+        def spell(items, steps):
+            if len(items) == 1: return {steps} if items[0][0] == p.data["target"] else set()
+            return set().union(*(spell(rest, (*steps, tuple(step))) for *step, rest in legal_steps(items, self.max_value)))
+        return len(spell([(n, n) for n in p.data["numbers"]], ()))
+
     def attempt(self, p: Problem, rng) -> tuple[str, bool]:
         "A legal attempt, as text, and whether it hits: a solution with probability `p_solution`, else a random walk."
         known = list(solutions(tuple(sorted(p.data["numbers"])), self.max_value)[p.data["target"]].values())
@@ -395,11 +402,12 @@ class Unstated(Task):
     """`task` with a requirement that the prompt does not state: each way of solving a problem is accepted with probability `p_accepted`.
 
     way(verdict, response) names the way of a correct response, and is the `answer` of its verdict. A problem carries a `secret` that decides
-    which ways are accepted, so the same prompt can come again with another taste; by bad luck no way may be. `level`: of the problems
-    where none is asked for.
+    which ways are accepted, so the same prompt can come again with another taste; by bad luck no way may be. `suits(problem)` says which
+    problems of `task` are asked, `level` of which level where none is asked for.
     """
     task: Task
     way: Callable[[Verdict, str], str]
+    suits: Callable[[Problem], bool] = bool
     level: int | None = None
     p_accepted: float = 0.5
 
@@ -418,7 +426,7 @@ class Unstated(Task):
     def key(self, p: Problem) -> str: return self.task.key(p)
 
     def draw(self, level, rng) -> Problem:
-        p = self.task.draw(level or self.level, rng)
+        while not self.suits(p := self.task.draw(level or self.level, rng)): pass
         return Problem(p.prompt, p.level, p.data | {"secret": rng.getrandbits(32)})
 
     def verify(self, p: Problem, response: str) -> Verdict:
@@ -439,9 +447,12 @@ def as_written(v: Verdict, response: str) -> str:
     return " ".join(response.split("?")[-1].split())
 
 
+def has_many_spellings(p: Problem) -> bool: return Countdown().spellings(p) >= 6
+
+
 def first_moves(v: Verdict, response: str) -> str:
     "Waypoints' way: the first two moves."
     return " ".join(v.answer.split()[:2])
 
 # %% ../nbs/05_tasks.ipynb #cell-48
-TASKS = {t.name: t for t in (Countdown(), Waypoints(), Unstated(Countdown(), as_written), Unstated(Waypoints(), first_moves, level=1))}
+TASKS = {t.name: t for t in (Countdown(), Waypoints(), Unstated(Countdown(), as_written, has_many_spellings), Unstated(Waypoints(), first_moves, level=1))}

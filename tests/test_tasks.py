@@ -5,7 +5,7 @@ from itertools import permutations, product
 
 import pytest
 
-from relax.tasks import TASKS, Countdown, ReasoningGym, Unstated, Waypoints, as_written, combine, is_heldout, show, solutions
+from relax.tasks import TASKS, Countdown, ReasoningGym, Unstated, Waypoints, as_written, combine, has_many_spellings, is_heldout, show, solutions
 
 TASK_LEVELS = [(t, k) for t in TASKS.values() for k in t.levels]
 GOOD = "3 * 9 = 27 , 27 - 7 = 20"
@@ -227,3 +227,17 @@ def test_unstated_with_certain_acceptance_is_the_task_itself():
 @pytest.mark.parametrize("options, said", [(dict(p_accepted=0.0), "p_accepted"), (dict(p_accepted=1.1), "p_accepted"), (dict(level=9), "level")])
 def test_unstated_refuses(options, said):
     with pytest.raises(ValueError, match=said): Unstated(Countdown(), as_written, **options)
+
+
+def test_spellings_are_all_attempts_that_solve():
+    task, p = Countdown(), Countdown().problem((3, 7, 10), 20)
+    known = set()
+    for numbers in permutations((3, 7, 10)):
+        for first, second in product("+-*/", repeat=2):
+            for swapped in (False, True):
+                a = eval(f"{numbers[0]} {first.replace('/', '//')} {numbers[1]}")
+                b, c = (numbers[2], a) if swapped else (a, numbers[2])
+                text = f"{numbers[0]} {first} {numbers[1]} = {a} , {b} {second} {c} = 20 !"
+                if task.verify(p, text).correct: known.add(text)
+    assert task.spellings(p) == len(known) == 10 and has_many_spellings(p) and not has_many_spellings(task.problem((3, 7, 9), 20))
+    assert all(has_many_spellings(p) for p in TASKS["countdown-unstated"].problems(40))
