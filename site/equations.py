@@ -8,7 +8,8 @@ from latex2mathml.converter import convert
 
 def mathml(latex: str, block: bool = False) -> str:
     "An equation as a MathML element."
-    text = convert(latex.strip().replace(r"\arg", r"\operatorname{arg}\,"), display="block" if block else "inline")
+    latex = re.sub(r"\\(mathbb|mathcal|mathbf)\s+(\w)", r"\\\1{\2}", latex.strip()).replace(r"\arg", r"\operatorname{arg}\,")  # what the converter misreads
+    text = convert(latex, display="block" if block else "inline")
     text = text.replace('<mn mathvariant="double-struck">1</mn>', "<mn>𝟙</mn>")  # browsers know no mathvariant; letters come as characters of their own
     text = re.sub(r"<mo[^>]*>(\||&#x0007C;)</mo>", '<mo stretchy="false" lspace="0" rspace="0">|</mo>', text)
     return text
