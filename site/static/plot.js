@@ -69,7 +69,7 @@ window.relaxPlot = (() => {
   // Curves over a shared axis: `lines` are {name, className, x, y}; `mark` is where the reader stands. x positions by `place` within 0..1.
   function lines(picture, list, place, mark, ticks, { width = 300, height = 130, digits = 2 } = {}) {
     picture.clear();
-    const left = 40, right = width - 8, top = 8, bottom = height - 20, all = list.flatMap((l) => l.y.filter((v) => v !== null));
+    const left = 40, right = width - 14, top = 8, bottom = height - 20, all = list.flatMap((l) => l.y.filter((v) => v !== null));
     let low = Math.min(...all), high = Math.max(...all);
     if (high - low < 1e-9) { low -= 0.5; high += 0.5; }
     const X = (x) => left + (right - left) * place(x), Y = (y) => bottom - ((bottom - top) * (y - low)) / (high - low);
