@@ -231,7 +231,7 @@ def report(run, ks=(1, 8, 32)) -> str:
 
 # %% ../nbs/10_evaluate.ipynb #cell-56
 def evaluate_model(model: str, task: str, run_id: str | None = None, level: int | None = None, problems: int = 128, samples: int = 32,
-                   temperature: float = 1.0, seed: int = 0, root=None, progress: bool = False) -> Run:
+                   temperature: float = 1.0, seed: int = 0, root=None, progress: bool = False, device=None) -> Run:
     """Sample a model (a shipped reasoner, a folder, a hub id) on held-out problems into a run folder of its own; one that is finished is read back.
 
     Raises ValueError for an unknown task or model, or a folder that holds another evaluation.
@@ -239,13 +239,13 @@ def evaluate_model(model: str, task: str, run_id: str | None = None, level: int 
     if task not in TASKS: raise ValueError(f"task: got {task!r}, accepted are {sorted(TASKS)}")
     config = dict(method="base", model=str(model), task=task, level=level, eval_problems=problems, eval_samples=samples, temperature=temperature, seed=seed)
     run_id = run_id or f"{Path(model).name}-base-t{temperature:g}-s{seed}"
-    policy, tokenizer = load_reasoner(model)
+    policy, tokenizer = load_reasoner(model, device)
     exists = (Path(root or data_dir() / "runs") / run_id).exists()
     run = Run(run_id, root) if exists else Run.create(run_id, config, root)
     if run.config != config: raise ValueError(f"run_id: {run_id} holds another evaluation, {run.config}; choose another run_id")
     if not run.rows("evals"):
         asked = TASKS[task].problems(problems, "heldout", level)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(policy.device).manual_seed(seed)
         rows = evaluate(policy, tokenizer, TASKS[task], asked, samples, temperature, generator=generator, progress=progress)
         log_controls(run, 0, policy, tokenizer, TASKS[task], asked, temperature=temperature, generator=generator)
         log_evaluation(run, 0, rows)

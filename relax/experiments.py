@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'ABLATIONS', 'ALPHAS', 'OBSERVABLES', 'THRESHOLDS', 'RIVALS', 'SIGNALS', 'DEVIATIONS', 'ARMS', 'KEPT',
-           'EXPERIMENTS', 'arm', 'Experiment', 'experiment', 'finished', 'recorded', 'step_seconds', 'step_costs',
-           'run_seconds', 'seconds_of', 'overview', 'base_runs', 'suites', 'keep_policy', 'estimate', 'make_base',
-           'reproduce', 'main']
+           'EXPERIMENTS', 'GPU_EXPERIMENTS', 'arm', 'Experiment', 'experiment', 'finished', 'recorded', 'step_seconds',
+           'step_costs', 'run_seconds', 'seconds_of', 'overview', 'base_runs', 'suites', 'keep_policy', 'estimate',
+           'make_base', 'reproduce', 'main']
 
 # %% ../nbs/experiments.ipynb #cell-4
 import argparse
@@ -113,10 +113,16 @@ EXPERIMENTS = {
 }
 
 
+#: Not part of `all`: what takes a GPU.
+GPU_EXPERIMENTS = {"large": Experiment("Does it hold for a model of 27 million parameters?", "beyond the paper", tuple(CONTROLS), model="waypoints-large", task="waypoints",
+                                       config=(("steps", 200), ("prompts", 64), ("lr", 5e-5)), kept=())}
+
+
 def experiment(name: str) -> Experiment:
     "An experiment by name; ValueError naming what is accepted."
-    if name not in EXPERIMENTS: raise ValueError(f"experiment: got {name!r}, accepted are {', '.join(EXPERIMENTS)}")
-    return EXPERIMENTS[name]
+    known = EXPERIMENTS | GPU_EXPERIMENTS
+    if name not in known: raise ValueError(f"experiment: got {name!r}, accepted are {', '.join(known)}")
+    return known[name]
 
 # %% ../nbs/experiments.ipynb #cell-15
 def finished(run_id: str, config: TrainConfig, root=None) -> bool:
@@ -178,10 +184,10 @@ def overview(root=None) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 # %% ../nbs/experiments.ipynb #cell-24
-def base_runs(model: str, task: str, root=None, progress=False) -> tuple[Run, Run]:
+def base_runs(model: str, task: str, root=None, progress=False, device=None) -> tuple[Run, Run]:
     "Two samples of the untrained model on the held-out problems: one to show, one to sort the problems by difficulty."
     n = TrainConfig.eval_problems
-    return tuple(evaluate_model(model, task, f"{model}-base-s{seed}", problems=n, seed=seed, root=root, progress=progress) for seed in (0, 1))
+    return tuple(evaluate_model(model, task, f"{model}-base-s{seed}", problems=n, seed=seed, root=root, progress=progress, device=device) for seed in (0, 1))
 
 
 def suites(model: str, root=None, n: int = 6) -> list[list[int]]:
@@ -203,21 +209,21 @@ def estimate(configs: dict, root=None) -> str:
     return f"about {left / 60:.0f} minutes of one idle core" if left == left else "an unknown time"
 
 
-def make_base(model: str, progress: bool = True):
+def make_base(model: str, progress: bool = True, device=None):
     "Train the reasoner that an experiment starts from, where it has a recipe and is not shipped."
     if model in RECIPES and not (data_dir() / "reasoner" / model / "training.json").exists():
-        if progress: print(f"{model} is not trained yet: supervised training first, about twenty minutes of one idle core.")
-        make_reasoner(model, data_dir() / "reasoner")
+        if progress: print(f"{model} is not trained yet: supervised training first; for a small one about twenty minutes of one idle core.")
+        make_reasoner(model, data_dir() / "reasoner", device)
 
 
-def reproduce(name: str, workers: int = 2, root=None, progress: bool = True) -> dict[str, list[Run]]:
+def reproduce(name: str, workers: int = 2, root=None, progress: bool = True, device=None) -> dict[str, list[Run]]:
     "Make an experiment's missing runs and return them all, arm -> runs. Can be interrupted and called again."
     e = experiment(name)
     configs = {i: c for i, c in e.configs().items() if not finished(i, c, root)}
-    make_base(e.model, progress)
-    base_runs(e.model, e.task, root, progress)
+    make_base(e.model, progress, device)
+    base_runs(e.model, e.task, root, progress, device)
     if progress and configs: print(f"{name}: {len(configs)} of {len(e.configs())} runs are missing, {estimate(configs, root)}. Ctrl-C stops; the same command goes on.")
-    for run in train_all(configs, workers, root, progress):
+    for run in train_all(configs, workers, root, progress, device):
         if run.config["seed"] == 0 and run.id in {f"{e.model}-{a}-s0" for a in e.kept}: keep_policy(run)
     return recorded(name, root)
 
@@ -225,12 +231,13 @@ def reproduce(name: str, workers: int = 2, root=None, progress: bool = True) -> 
 def main(arguments=None):
     "Console script relax_reproduce."
     parser = argparse.ArgumentParser("relax_reproduce", description="Make the runs of an experiment that are not recorded yet.")
-    parser.add_argument("experiment", nargs="*", help=f"one or more of {', '.join(EXPERIMENTS)}, or all; without any, list them")
+    parser.add_argument("experiment", nargs="*", help=f"one or more of {', '.join(EXPERIMENTS)}, or all of these; on a GPU {', '.join(GPU_EXPERIMENTS)}; without any, list them")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; by default the processor")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     try:
-        for name in EXPERIMENTS if asked.experiment == ["all"] else asked.experiment: reproduce(name, asked.workers)
+        for name in EXPERIMENTS if asked.experiment == ["all"] else asked.experiment: reproduce(name, asked.workers, device=asked.device)
     except ValueError as error: raise SystemExit(f"relax_reproduce: {error}")
     except KeyboardInterrupt: raise SystemExit("\nStopped, with all steps done so far saved. The same command goes on from there.")
     print(overview().to_string())

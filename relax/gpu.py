@@ -531,7 +531,7 @@ def bench_all(names=GPU_RUNS):
         write_atomic(path, json.dumps(records, indent=1) + "\n")
         torch.cuda.empty_cache()
 
-# %% ../nbs/14_gpu.ipynb #cell-84
+# %% ../nbs/14_gpu.ipynb #cell-87
 def main(arguments=None):
     "python -m relax.gpu plan --config FILE | table | count | memory | bench [NAME ...]"
     parser = argparse.ArgumentParser(prog="relax.gpu", description="What a run needs: expected by arithmetic (plan, table), counted (count), measured (memory, bench).")

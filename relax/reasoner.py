@@ -33,7 +33,7 @@ def word_tokenizer(words: list[str]):
 
 # %% ../nbs/06_reasoner.ipynb #cell-9
 #: Two sizes, so that scale is an axis: width, layers, heads.
-SIZES = {"tiny": (64, 2, 2), "small": (128, 3, 4)}
+SIZES = {"tiny": (64, 2, 2), "small": (128, 3, 4), "large": (512, 8, 8)}
 ARCHITECTURES = {"qwen2": "Qwen2", "llama": "Llama", "qwen3": "Qwen3"}
 
 
@@ -86,7 +86,8 @@ def pretrain(model, tokenizer, task, steps: int, batch_size: int = 64, lr: float
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     rng, losses = random.Random(seed), []
     for step in tqdm(range(steps), disable=not progress):
-        loss = sft_loss(model, *sft_batch(task, tokenizer, task.problems(batch_size, "train", seed=rng.random()), rng))
+        batch = sft_batch(task, tokenizer, task.problems(batch_size, "train", seed=rng.random()), rng)
+        loss = sft_loss(model, *(x.to(model.device) for x in batch))
         optimizer.zero_grad(); loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(); schedule.step()
@@ -98,16 +99,17 @@ RECIPES = {
     "countdown-tiny": dict(task="countdown", size="tiny", steps=2400, batch_size=64, lr=3e-3),
     "countdown-small": dict(task="countdown", size="small", steps=2400, batch_size=64, lr=2e-3),
     "waypoints-small": dict(task="waypoints", size="small", steps=1300, batch_size=48, lr=2e-3),
+    "waypoints-large": dict(task="waypoints", size="large", steps=4000, batch_size=256, lr=5e-4),  # 27 million parameters: for a GPU, never run by us so far
     "countdown-llama": dict(task="countdown", size="small", architecture="llama", steps=2400, batch_size=64, lr=2e-3),
     "countdown-qwen3": dict(task="countdown", size="small", architecture="qwen3", steps=2400, batch_size=64, lr=2e-3)}
 
 
-def make_reasoner(name: str, folder: Path) -> dict:
+def make_reasoner(name: str, folder: Path, device=None) -> dict:
     "Train a reasoner by its recipe into `folder`/`name`: weights, tokenizer, training.json, which says how long it took."
     recipe, start = dict(RECIPES[name]), time.perf_counter()
     task = TASKS[recipe.pop("task")]
     model, tokenizer = new_reasoner(task, recipe.pop("size"), architecture=recipe.pop("architecture", "qwen2"))
-    losses = pretrain(model, tokenizer, task, **recipe)
+    losses = pretrain(model.to(device) if device else model, tokenizer, task, **recipe)
     model.save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / name)
     record = {"recipe": RECIPES[name], "seed": 0, "seconds": round(time.perf_counter() - start), "env": environment(), "loss": thin(losses)}

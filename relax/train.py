@@ -328,12 +328,12 @@ def run_name(c: TrainConfig) -> str:
     return f"{Path(c.model).name}-{c.method}{changed}-s{c.seed}"
 
 
-def train(config: TrainConfig, run_id: str | None = None, resume: bool = False, root=None, progress: bool = True) -> Run:
+def train(config: TrainConfig, run_id: str | None = None, resume: bool = False, root=None, progress: bool = True, device=None) -> Run:
     """Train as `config` says, into the run folder `run_id`; with resume=True go on from its newest checkpoint, or start it.
 
     Raises ValueError where the folder exists and resume is False, or holds another configuration.
     """
-    run_id, trainer = run_id or run_name(config), Trainer(config)
+    run_id, trainer = run_id or run_name(config), Trainer(config, device)
     exists = (Path(root or data_dir() / "runs") / run_id / "config.json").exists()
     run = Run(run_id, root) if resume and exists else Run.create(run_id, asdict(config), root)
     if run.config != asdict(config):
@@ -344,7 +344,7 @@ def train(config: TrainConfig, run_id: str | None = None, resume: bool = False, 
     return run
 
 # %% ../nbs/11_train.ipynb #cell-29
-def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, progress: bool = True) -> list[Run]:
+def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, progress: bool = True, device=None) -> list[Run]:
     """Train every run of `configs` (run id -> configuration) that is not finished, `workers` processes at a time, one thread each.
 
     Cut-off runs are resumed, finished ones left alone; one bar shows all steps of all runs. Ctrl-C lets each worker end its step and save.
@@ -353,7 +353,7 @@ def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, prog
     total = sum(c.steps for c in configs.values())
     with tqdm(total=total, desc="training", unit="step", disable=not progress) as bar, joined(working):
         while waiting or working:
-            while waiting and len(working) < workers: working.append(start_worker(waiting.pop(0), configs, root))
+            while waiting and len(working) < workers: working.append(start_worker(waiting.pop(0), configs, root, device))
             time.sleep(1.0)
             bar.update(sum(steps_done(i, root) for i in configs) - bar.n)
             bar.set_postfix({p.name: latest_reward(p.name, root) for p in working})
@@ -371,16 +371,16 @@ def joined(working: list):
         for process in working: process.join()
 
 
-def start_worker(run_id: str, configs: dict, root):
+def start_worker(run_id: str, configs: dict, root, device=None):
     "A fresh process that trains one run."
-    process = multiprocessing.get_context("spawn").Process(target=worker, args=(configs[run_id], run_id, root), name=run_id)
+    process = multiprocessing.get_context("spawn").Process(target=worker, args=(configs[run_id], run_id, root, device), name=run_id)
     process.start()
     return process
 
 
-def worker(config: TrainConfig, run_id: str, root):
+def worker(config: TrainConfig, run_id: str, root, device=None):
     torch.set_num_threads(1)
-    train(config, run_id, resume=True, root=root, progress=False)
+    train(config, run_id, resume=True, root=root, progress=False, device=device)
 
 # %% ../nbs/11_train.ipynb #cell-30
 def latest_reward(run_id: str, root=None) -> str:
@@ -400,6 +400,7 @@ def parse(arguments=None) -> tuple[TrainConfig, argparse.Namespace]:
     parser = HfArgumentParser(TrainConfig, prog="relax_train", description="Train a language model by GRPO, ReLaX or a control on a verifiable task.")
     parser.add_argument("--run_id", help="folder under data/runs; by default made from model, method and seed")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was cut off; with --run_id alone, its own configuration is used")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; by default the processor. Not part of the configuration: env.json says on what a run was made")
     return parser.parse_args_into_dataclasses(arguments)
 
 
@@ -409,6 +410,6 @@ def main(arguments=None):
     try:
         config, extra = parse(arguments)
         if extra.resume and extra.run_id and config == TrainConfig(): config = TrainConfig(**Run(extra.run_id).config)
-        run = train(config, extra.run_id, extra.resume)
+        run = train(config, extra.run_id, extra.resume, device=extra.device)
     except ValueError as error: raise SystemExit(f"relax_train: {error}")
     if run.rows("evals"): print(report(run))

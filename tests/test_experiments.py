@@ -2,7 +2,7 @@
 import pandas as pd
 import pytest
 
-from relax.experiments import (ARMS, EXPERIMENTS, Experiment, estimate, experiment, finished, main, overview, recorded, run_seconds, seconds_of, step_costs, step_seconds)
+from relax.experiments import (ARMS, EXPERIMENTS, GPU_EXPERIMENTS, Experiment, estimate, experiment, finished, main, overview, recorded, run_seconds, seconds_of, step_costs, step_seconds)
 from relax.reasoner import RECIPES
 from relax.record import Run, data_dir
 from relax.train import TrainConfig
@@ -87,3 +87,13 @@ def test_what_is_left_is_estimated(made):
 def test_the_whole_plan_fits_into_six_hours_of_two_cores():
     assert pd.Series(seconds_of(EVERY)).sum() / 7200 < 6  # a model that is not measured yet counts nothing
     assert set(pd.read_csv(data_dir() / "step_seconds.csv").model) >= {"countdown-small", "countdown-tiny", "waypoints-small"}
+
+
+def test_what_takes_a_gpu_is_made_by_name_only(monkeypatch, tmp_path):
+    assert experiment("large").model == "waypoints-large" and not GPU_EXPERIMENTS.keys() & EXPERIMENTS.keys()
+    assert not {i for e in GPU_EXPERIMENTS.values() for i in e.configs()} & EVERY.keys()
+    asked = []
+    monkeypatch.setattr("relax.experiments.reproduce", lambda name, workers, device=None: asked.append((name, device)))
+    main(["all"])
+    main(["large", "--device", "cuda"])
+    assert asked == [(name, None) for name in EXPERIMENTS] + [("large", "cuda")]

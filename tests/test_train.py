@@ -261,4 +261,15 @@ def test_command_line_says_what_is_wrong():
     with pytest.raises(SystemExit, match="steps: got 0"): main(["--steps", "0"])
     with pytest.raises(SystemExit, match="alhpa"): main(["--method", "relax", "--method_options", '{"alhpa": 1}'])
     config, extra = parse(["--method", "relax", "--method_options", '{"alpha": 0.3}', "--resume"])
-    assert config.method_options == {"alpha": 0.3} and extra.resume
+    assert config.method_options == {"alpha": 0.3} and extra.resume and extra.device is None
+
+
+def test_the_device_reaches_the_trainer(monkeypatch):
+    asked = []
+    def made(config, device=None):
+        asked.append(device)
+        raise ValueError("enough")
+    monkeypatch.setattr("relax.train.Trainer", made)
+    for arguments in ([], ["--device", "cuda:1"]):
+        with pytest.raises(SystemExit, match="enough"): main(arguments)
+    assert asked == [None, "cuda:1"]
