@@ -621,7 +621,7 @@ def train_seer(model, processor, task, steps: int, batch_size: int = 64, lr: flo
     return losses
 
 # %% ../nbs/15_vision.ipynb #cell-61
-RECIPES = {"pictures-small": dict(task="pictures", steps=400, batch_size=32, lr=2e-3)}
+RECIPES = {"pictures-small": dict(task="pictures", steps=1200, batch_size=32, lr=2e-3)}
 
 
 def make_seer(name: str, folder: Path, progress: bool = True) -> dict:
