@@ -95,7 +95,7 @@ def test_solutions_run(notebook, monkeypatch, tmp_path):
     matplotlib.use("agg")
     monkeypatch.chdir(tmp_path)
     before, found = cells(notebook), [s for s in solutions(notebook) if s]
-    space = namespace(notebook) | {"__name__": f"{notebook.stem}"}
+    space = namespace(notebook) | {"__name__": notebook.stem, "display": print}
     wanted = sorted(set().union(*(needed(s, before) for s in found)))
     with contextlib.redirect_stdout(io.StringIO()):
         for i in wanted: exec(compile(before[i], f"{notebook.stem}, code cell {i}", "exec"), space)
