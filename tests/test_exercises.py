@@ -48,14 +48,15 @@ def defines(code: str) -> set[str]:
 
 
 def touches(code: str) -> set[str]:
-    "Names whose objects it changes: `x[...] = `, `x.y = `, and a bare `x.method(...)`."
+    "Names whose objects it may change: `x[...] = `, `x.y = `, a bare `x.method(...)`, and what a bare call is given, unless it only prints."
     def base(n):
         while isinstance(n, (ast.Attribute, ast.Subscript, ast.Call)): n = n.func if isinstance(n, ast.Call) else n.value
         return {n.id} if isinstance(n, ast.Name) else set()
     found = set()
     for n in ast.walk(ast.parse(code)):
         if isinstance(n, (ast.Attribute, ast.Subscript)) and isinstance(n.ctx, (ast.Store, ast.Del)): found |= base(n)
-        if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and isinstance(n.value.func, ast.Attribute): found |= base(n.value)
+        if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and not (isinstance(n.value.func, ast.Name) and n.value.func.id == "print"):
+            found |= base(n.value).union(*(base(a) for a in [*n.value.args, *(k.value for k in n.value.keywords)]))
     return found
 
 
