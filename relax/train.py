@@ -285,9 +285,8 @@ class Trainer(Checkpointing):
 
     def evaluate(self, run: Run):
         "Held-out problems, the same for every method and seed, into evals.csv, and a few responses into samples.jsonl."
-        c = self.config
+        c, generator = self.config, self.generator("eval", self.step)
         problems = self.task.problems(c.eval_problems, "heldout", c.level)
-        generator = self.generator("eval", self.step)
         rows = evaluate(self.model, self.tokenizer, self.task, problems, c.eval_samples, c.temperature, c.max_new_tokens, generator)
         log_controls(run, self.step, self.model, self.tokenizer, self.task, problems, temperature=c.temperature, max_new_tokens=c.max_new_tokens, generator=generator)
         log_evaluation(run, self.step, rows)

@@ -487,7 +487,6 @@ class Patches:
     def __getitem__(self, rows) -> "Patches": return Patches(self.prompts, self.row[rows])
 
     def repeat_interleave(self, n: int, dim: int = 0) -> "Patches": return Patches(self.prompts, self.row.repeat_interleave(n))
-
     def to(self, device) -> "Patches": return Patches([(a.to(device), b.to(device)) for a, b in self.prompts], self.row.to(device))
 
     @staticmethod
