@@ -419,11 +419,9 @@ class Unstated(Task):
     def name(self) -> str: return f"{self.task.name}-unstated"
 
     def __getattr__(self, name):
-        "Words, levels, the longest response and the like are those of `task`."
+        "The rest is that of `task`: words, levels, keys, counts of solutions and demonstrations, which know of no taste."
         if name.startswith("__") or name == "task": raise AttributeError(name)
         return getattr(self.task, name)
-
-    def key(self, p: Problem) -> str: return self.task.key(p)
 
     def draw(self, level, rng) -> Problem:
         while not self.suits(p := self.task.draw(level or self.level, rng)): pass
@@ -434,12 +432,6 @@ class Unstated(Task):
         if not v.correct: return v
         way = self.way(v, response)
         return Verdict("correct", way) if hashed_coin(f"{p.data['secret']} {way}", self.p_accepted) else Verdict("wrong")
-
-    def n_solutions(self, p: Problem) -> int: raise NotImplementedError("which ways are accepted is known for a way that is shown, not for all that there are")
-
-    def demonstration(self, p: Problem, rng) -> str:
-        "One of `task`: who demonstrates does not know the taste."
-        return self.task.demonstration(p, rng)
 
 # %% ../nbs/05_tasks.ipynb #cell-43
 def as_written(v: Verdict, response: str) -> str:
