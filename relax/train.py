@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'make_method', 'option', 'TrainConfig', 'Sampling', 'Collecting', 'Preparing', 'Updating', 'load_weights',
            'Checkpointing', 'Trainer', 'StopRequest', 'run_name', 'train', 'train_all', 'joined', 'start_worker',
-           'worker', 'latest_reward', 'steps_done', 'parse', 'main']
+           'end_with_parent', 'worker', 'latest_reward', 'steps_done', 'parse', 'main']
 
 # %% ../nbs/11_train.ipynb #cell-4
 import argparse
@@ -377,8 +377,15 @@ def start_worker(run_id: str, configs: dict, root, device=None):
     return process
 
 
+def end_with_parent():
+    "A worker whose parent was killed ends as by Ctrl-C, after its step: a second writer may soon come for its folder."
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def worker(config: TrainConfig, run_id: str, root, device=None):
     torch.set_num_threads(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     train(config, run_id, resume=True, root=root, progress=False, device=device)
 
 # %% ../nbs/11_train.ipynb #cell-30

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['AGGREGATION', 'SCALE', 'IDLE', 'EXTRAS', 'KEYS', 'ADVICE', 'shuffled', 'take', 'merge', 'ReLaXConfig', 'refuse',
            'refuse_groups', 'refuse_method', 'rehearse', 'Judging', 'Refilling', 'fit_once', 'Collecting', 'Learning',
-           'last_checkpoint', 'Resuming', 'refuse_merging', 'ReLaXTrainer', 'Hooked', 'DSDCallback', 'DataConfig',
-           'conversation', 'text', 'math_reward', 'load_task', 'load_data', 'build', 'main']
+           'last_checkpoint', 'Resuming', 'refuse_merging', 'ReLaXTrainer', 'response_mask', 'Hooked', 'DSDCallback',
+           'DataConfig', 'conversation', 'text', 'math_reward', 'load_task', 'load_data', 'build', 'main']
 
 # %% ../nbs/12_trl.ipynb #cell-6
 import inspect
@@ -407,21 +407,29 @@ class ReLaXTrainer(Resuming):
         except torch.OutOfMemoryError as error: raise torch.OutOfMemoryError(f"{error}\n{ADVICE}") from error
 
 # %% ../nbs/12_trl.ipynb #cell-57
+def response_mask(labels=None, logits_to_keep=None, attention_mask=None, **other):
+    "True on the tokens of the response, by what TRL gives a training forward: `labels` from 1.16 on, before that `logits_to_keep` and the mask; None without."
+    if labels is not None: return labels != -100
+    if logits_to_keep is None or attention_mask is None: return None
+    place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return attention_mask.bool() & (place > attention_mask.shape[1] - logits_to_keep)  # one logit more than tokens is kept
+
+
 class Hooked(TrainerCallback):
     "Calls `arrived` with states (N, T, d) and mask (N, T) of every training forward of a GRPOTrainer."
 
-    def __init__(self, trainer): self.trainer, self.labels = trainer, None
+    def __init__(self, trainer): self.trainer, self.mask = trainer, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         self.hooks = [model.register_forward_pre_hook(self._remember, with_kwargs=True), backbone(model).register_forward_hook(self._keep)]
 
-    def _remember(self, module, args, kwargs): self.labels = kwargs.get("labels")
+    def _remember(self, module, args, kwargs): self.mask = response_mask(**kwargs)
 
     def _keep(self, module, args, output):
-        if self.labels is None or not torch.is_grad_enabled(): return
-        mask = self.labels != -100
-        self.arrived(output[0].detach()[:, mask.any(0)], mask[:, mask.any(0)])
+        if self.mask is None or not torch.is_grad_enabled(): return
+        real = self.mask.any(0)
+        self.arrived(output[0].detach()[:, real], self.mask[:, real])
 
     def on_train_end(self, args, state, control, **kwargs):
         for hook in self.hooks: hook.remove()
@@ -455,7 +463,8 @@ class DSDCallback(Hooked):
             self.trainer._metrics["train"][key].append(self.trainer.accelerator.gather(value.mean()).mean().item())
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.calibration or not self.waiting: return
+        if self.calibration: return
+        if not self.waiting: raise ValueError("trainer: no training forward said which tokens are the response; accepted is a model that takes `logits_to_keep`, or TRL 1.16 and later")
         T = max(mask.shape[1] for _, mask in self.waiting)
         hidden, mask = [F.pad(h, (0, 0, 0, T - h.shape[1])) for h, _ in self.waiting], [F.pad(m, (0, T - m.shape[1])) for _, m in self.waiting]
         self.calibration = fit_once(self.trainer.accelerator, hidden, torch.cat(mask), self.method, args.seed)

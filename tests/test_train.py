@@ -140,6 +140,21 @@ def test_interrupting_many_runs_leaves_all_resumable(tmp_path):
     assert all(2 <= n < 30 and (tmp_path / i / f"checkpoint/step-{n:06d}").exists() for n, i in zip(done, "ab"))
 
 
+def test_workers_end_with_their_killed_parent(tmp_path):
+    script = tmp_path / "pair.py"
+    script.write_text(PAIR % (SMALL | {"steps": 10_000, "checkpoint_every": 10_000}, str(tmp_path)))
+    process = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
+    while process.poll() is None and min(steps_done(i, tmp_path) for i in "ab") < 2: time.sleep(0.05)
+    process.kill()
+    process.wait()
+    saved = lambda i: (tmp_path / i / f"checkpoint/step-{steps_done(i, tmp_path):06d}").exists()
+    until = time.time() + 60
+    while time.time() < until and not all(map(saved, "ab")): time.sleep(0.05)
+    done = [steps_done(i, tmp_path) for i in "ab"]
+    time.sleep(2)
+    assert all(map(saved, "ab")) and done == [steps_done(i, tmp_path) for i in "ab"]
+
+
 def test_findings_need_seeds(tmp_path):
     runs = [fake_run(tmp_path, m, [3] * 5) for m in ("base", "grpo", "uniform_kl", "relax")]
     with pytest.raises(ValueError, match="one seed"): findings(runs)

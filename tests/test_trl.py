@@ -26,7 +26,7 @@ from relax.objective import ReLaX, calibrate
 from relax.reasoner import word_tokenizer
 from relax.record import data_dir
 from relax.tasks import TASKS
-from relax.trl import DataConfig, DSDCallback, ReLaXConfig, ReLaXTrainer, conversation, last_checkpoint, load_data, main, merge, shuffled, take
+from relax.trl import DataConfig, DSDCallback, ReLaXConfig, ReLaXTrainer, conversation, last_checkpoint, load_data, main, merge, response_mask, shuffled, take
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = TASKS["countdown"]
@@ -72,6 +72,7 @@ def prompts(n=16): return Dataset.from_list([{"prompt": p.prompt, "number": i} f
 def trainer(model, folder, method=None, reward=reward, data=None, cls=ReLaXTrainer, config=ReLaXConfig, callbacks=None, peft_config=None,
             quantization_config=None, **options):
     more = {"method": method} if cls is ReLaXTrainer else {}
+    torch.manual_seed(0)  # adapters are drawn before TRL 1.14 seeds, after it in 1.16
     return cls(model, reward, config(str(folder), **SMALL | options), data or prompts(), processing_class=TOKENIZER, callbacks=callbacks,
                peft_config=peft_config, quantization_config=quantization_config, **more)
 
@@ -282,6 +283,12 @@ def test_callback_watches_and_changes_nothing(checkpoint, tmp_path):
     again.on_train_begin(watched.args, watched.state, None)
     assert torch.equal(again.calibration.dictionary.weight, callback.calibration.dictionary.weight)
     again.on_train_end(None, None, None)
+
+
+def test_response_mask_of_old_and_new_trl():
+    attention, labels = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]]), torch.tensor([[-100, -100, 5, 6, -100], [-100, -100, 5, 6, 7]])
+    new, old = response_mask(labels=labels, attention_mask=attention), response_mask(logits_to_keep=4, attention_mask=attention)
+    assert torch.equal(new, old) and new.sum().item() == 5 and response_mask(attention_mask=attention) is None
 
 
 class Report(TrainerCallback):
