@@ -361,7 +361,7 @@ def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, prog
                 if process.exitcode: raise RuntimeError(f"run {process.name} ended with exit code {process.exitcode}; its message stands above")
     return [Run(i, root) for i in configs]
 
-
+# %% ../nbs/11_train.ipynb #cell-30
 @contextmanager
 def joined(working: list):
     "However the block ends, by Ctrl-C too: leave no worker behind. Each has got the same Ctrl-C and ends after its step."
@@ -388,7 +388,7 @@ def worker(config: TrainConfig, run_id: str, root, device=None):
     threading.Thread(target=end_with_parent, daemon=True).start()
     train(config, run_id, resume=True, root=root, progress=False, device=device)
 
-# %% ../nbs/11_train.ipynb #cell-30
+# %% ../nbs/11_train.ipynb #cell-31
 def latest_reward(run_id: str, root=None) -> str:
     "The reward of a run's last step, for the progress bar."
     return f"reward {float(Run(run_id, root).rows('metrics')[-1]['reward']):.2f}" if steps_done(run_id, root) else "starting"
@@ -399,7 +399,7 @@ def steps_done(run_id: str, root=None) -> int:
     path = Path(root or data_dir() / "runs") / run_id / "metrics.csv"
     return max(len(path.read_text().splitlines()) - 1, 0) if path.exists() else 0
 
-# %% ../nbs/11_train.ipynb #cell-32
+# %% ../nbs/11_train.ipynb #cell-33
 def parse(arguments=None) -> tuple[TrainConfig, argparse.Namespace]:
     "The command line as a TrainConfig and what else was asked for."
     from transformers import HfArgumentParser
