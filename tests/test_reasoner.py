@@ -53,8 +53,8 @@ def test_families_are_alike_in_size_and_learn(architecture):
 
 
 def test_sizes_differ():
-    tiny, small = (sum(p.numel() for p in new_reasoner(TASKS["countdown"], s)[0].parameters()) for s in SIZES)
-    assert 4 * tiny < small < 1_000_000
+    tiny, small, large = (sum(p.numel() for p in new_reasoner(TASKS["countdown"], s)[0].parameters()) for s in SIZES)
+    assert 4 * tiny < small < 1_000_000 < 10_000_000 < large < 100_000_000
 
 
 def test_loss_forgets_prompt_and_padding():

@@ -68,6 +68,7 @@ def test_interrupt_ends_cleanly_and_resumes(tmp_path, monkeypatch):
 
 
 def test_second_interrupt_is_raised():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.asked
@@ -121,7 +122,8 @@ def test_resume_by_id_alone_takes_the_configuration_of_the_run(tmp_path, monkeyp
 
 
 PAIR = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts programs that ignore it
 from relax.train import TrainConfig, train_all
 if __name__ == "__main__":
     train_all({i: TrainConfig(**%r, seed=n) for n, i in enumerate("ab")}, root=%r, progress=False)
