@@ -8,9 +8,9 @@ __all__ = ['SIZE', 'COLOURS', 'GLYPHS', 'VERSIONS', 'COUNTDOWN', 'SUITES', 'PICT
            'Suite', 'answer_of', 'misread', 'sums', 'Plots', 'Diagrams', 'Geometry', 'Variants', 'Forces',
            'Indispensable', 'blind_answers', 'blind_guess', 'Tiles', 'PictureProblems', 'PictureTask', 'PictureError',
            'open_picture', 'with_placeholders', 'processor_class', 'Patches', 'check_pictures', 'ask', 'new_processor',
-           'new_seer', 'seen_batch', 'seen_loss', 'train_seer', 'make_seer', 'load_processor', 'load_seer',
-           'picture_frame', 'misread_words', 'draw_answers', 'VisualBenchmark', 'visual_prompt', 'load_visual',
-           'grading_command', 'read_scores', 'parts_of', 'prepare_virl', 'trl_rows', 'main']
+           'new_seer', 'seen_batch', 'seen_loss', 'shown', 'make_seer', 'load_processor', 'load_seer', 'picture_frame',
+           'misread_words', 'draw_answers', 'VisualBenchmark', 'visual_prompt', 'load_visual', 'grading_command',
+           'read_scores', 'parts_of', 'prepare_virl', 'trl_rows', 'main']
 
 # %% ../nbs/15_vision.ipynb #cell-4
 import json
@@ -33,7 +33,7 @@ from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 from .record import data_dir, environment
-from .reasoner import load_tokenizer, sft_loss, thin, word_tokenizer
+from .reasoner import load_tokenizer, pretrain, thin, word_tokenizer
 from .tasks import TASKS, Countdown, Problem, Task, Verdict
 
 # %% ../nbs/15_vision.ipynb #cell-6
@@ -605,19 +605,9 @@ def seen_loss(model, ids, weight, images, pad: int, n_buckets: int = 3):
     return sum(parts) / total
 
 # %% ../nbs/15_vision.ipynb #cell-60
-def train_seer(model, processor, task, steps: int, batch_size: int = 64, lr: float = 2e-3, seed: int = 0, progress: bool = True) -> list[float]:
-    "Supervised training on demonstrations of train problems, fresh ones every step; returns the loss of each step."
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
-    rng, losses = random.Random(seed), []
-    for step in tqdm(range(steps), disable=not progress):
-        batch = seen_batch(task, processor, task.problems(batch_size, "train", seed=rng.random()), rng)
-        loss = seen_loss(model, *batch, processor.pad_token_id)
-        optimizer.zero_grad(); loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(); schedule.step()
-        losses.append(loss.item())
-    return losses
+def shown(model, processor, task, problems, rng):
+    "`seen_loss` of fresh demonstrations of some problems: what `relax.reasoner.pretrain` lowers here."
+    return seen_loss(model, *seen_batch(task, processor, problems, rng), processor.pad_token_id)
 
 # %% ../nbs/15_vision.ipynb #cell-61
 RECIPES = {"pictures-small": dict(task="pictures", steps=1200, batch_size=32, lr=2e-3)}
@@ -628,7 +618,7 @@ def make_seer(name: str, folder: Path, progress: bool = True) -> dict:
     recipe, start, clock = dict(RECIPES[name]), time.process_time(), time.perf_counter()
     task = TASKS[recipe.pop("task")]
     model, processor = new_seer(task.words)
-    losses = train_seer(model, processor, task, **recipe, progress=progress)
+    losses = pretrain(model, processor, task, **recipe, progress=progress, loss_of=shown)
     model.save_pretrained(folder / name)
     processor.save_pretrained(folder / name)
     record = {"recipe": RECIPES[name] | {"p_misread": task.p_misread}, "seed": 0, "cpu_seconds": round(time.process_time() - start), "seconds": round(time.perf_counter() - clock),

@@ -19,12 +19,12 @@ from relax.evaluate import evaluate
 from relax.grpo import Rollouts, ask, informative, reading, sample, score, stack
 from relax.hidden import backbone, capture_hidden
 from relax.objective import ReLaX
-from relax.reasoner import load_reasoner
+from relax.reasoner import load_reasoner, pretrain
 from relax.record import data_dir
 from relax.tasks import TASKS, Problem
 from relax.train import METHODS, TrainConfig, Trainer
 from relax.vision import (COLOURS, IMAGE, PICTURES, SUITES, VERSIONS, VISUAL, Patches, PictureError, Variants, blind_guess, check_pictures, grading_command, load_visual, new_seer, open_picture,
-                          parts_of, prepare_virl, read_scores, seen_batch, seen_loss, train_seer, trl_rows, visual_prompt, with_placeholders)
+                          parts_of, prepare_virl, read_scores, seen_batch, seen_loss, shown, trl_rows, visual_prompt, with_placeholders)
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = {name: i + 1 for i, name in enumerate(SUITES)}
@@ -224,7 +224,7 @@ def test_rows_are_chosen_and_joined(seer):
 
 def test_demonstrations_teach_reading(seer):
     model, processor = new_seer(PICTURES.words, width=32, layers=1, heads=2, vision_width=32, vision_layers=1)
-    losses = train_seer(model, processor, PICTURES, steps=30, batch_size=16, lr=5e-3, progress=False)
+    losses = pretrain(model, processor, PICTURES, steps=30, batch_size=16, lr=5e-3, progress=False, loss_of=shown)
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:3])
     batch = seen_batch(PICTURES, processor, PICTURES.problems(8), random.Random(0), p_blind=0.5)
     assert sum(len(g) for _, g in batch[2].prompts) in range(1, 8)  # some have no picture
