@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'make_method', 'option', 'TrainConfig', 'Sampling', 'Collecting', 'Preparing', 'Updating', 'load_weights',
-           'Checkpointing', 'Trainer', 'StopRequest', 'run_name', 'train', 'train_all', 'joined', 'start_worker',
-           'end_with_parent', 'worker', 'latest_reward', 'steps_done', 'parse', 'main']
+           'Checkpointing', 'Trainer', 'StopRequest', 'run_name', 'alone', 'train', 'train_all', 'joined',
+           'start_worker', 'end_with_parent', 'worker', 'latest_reward', 'steps_done', 'parse', 'main']
 
 # %% ../nbs/11_train.ipynb #cell-4
 import argparse
@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
@@ -327,19 +328,32 @@ def run_name(c: TrainConfig) -> str:
     return f"{Path(c.model).name}-{c.method}{changed}-s{c.seed}"
 
 
+@contextmanager
+def alone(run: Run):
+    """No other process trains this run meanwhile: two writers would mix their rows. A process that dies gives the lock back.
+
+    Raises ValueError where another process holds it.
+    """
+    (run.folder / "checkpoint").mkdir(exist_ok=True)
+    try: lock = FileLock(run.folder / "checkpoint" / "lock").acquire(timeout=0)
+    except Timeout: raise ValueError(f"run_id: {run.id} is being trained by another process; accepted is another run_id, or this one once that has ended") from None
+    with lock: yield
+
+
 def train(config: TrainConfig, run_id: str | None = None, resume: bool = False, root=None, progress: bool = True, device=None) -> Run:
     """Train as `config` says, into the run folder `run_id`; with resume=True go on from its newest checkpoint, or start it.
 
-    Raises ValueError where the folder exists and resume is False, or holds another configuration.
+    Raises ValueError where the folder exists and resume is False, holds another configuration, or is another process's at the moment.
     """
     run_id, trainer = run_id or run_name(config), Trainer(config, device)
     exists = (Path(root or data_dir() / "runs") / run_id / "config.json").exists()
     run = Run(run_id, root) if resume and exists else Run.create(run_id, asdict(config), root)
     if run.config != asdict(config):
         raise ValueError(f"config: run {run_id} was started with another one, {run.config}; accepted is that one, or another run_id")
-    trainer.load(run.folder / "checkpoint")
-    run.truncate(trainer.step)
-    trainer.fit(run, progress)
+    with alone(run):
+        trainer.load(run.folder / "checkpoint")
+        run.truncate(trainer.step)
+        trainer.fit(run, progress)
     return run
 
 # %% ../nbs/11_train.ipynb #cell-29

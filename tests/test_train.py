@@ -52,6 +52,19 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     assert bytes_of(whole) == bytes_of(cut)
 
 
+def test_a_run_has_one_writer(tmp_path):
+    config = TrainConfig(**SMALL)
+    train(config, "mine", root=tmp_path, progress=False)
+    holder = "import sys, time; from filelock import FileLock; FileLock(sys.argv[1]).acquire(); print('held', flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path / "mine/checkpoint/lock")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    before = bytes_of(Run("mine", tmp_path))
+    with pytest.raises(ValueError, match="run_id: mine is being trained by another process"): train(config, "mine", resume=True, root=tmp_path, progress=False)
+    process.kill()
+    process.wait()
+    assert bytes_of(train(config, "mine", resume=True, root=tmp_path, progress=False)) == before
+
+
 def test_interrupt_ends_cleanly_and_resumes(tmp_path, monkeypatch):
     config = TrainConfig(**SMALL)
     plain = Trainer.train_step
