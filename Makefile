@@ -4,6 +4,8 @@ BIN := .venv/bin
 # One thread a process: on a busy machine torch's thread pool is many times slower than two processes of one thread each.
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
+# Two at a time; whoever is done first takes from the other.
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 
 .PHONY: help demo test bench eval figures costs export exercises site site-test clean
 
@@ -28,12 +30,12 @@ help:  ## this list
 demo: .venv/core  ## train GRPO, ReLaX and the uniform-KL control on this machine's processor, and draw figures/demo.png
 	@$(BIN)/python -m relax.demo $(if $(FRESH),--fresh)
 
-test: .venv/all  ## notebooks, pytest, and that modules and README are what the notebooks say
+test: .venv/all  ## notebooks, their solutions, pytest, and that modules and README are what the notebooks say
 	$(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/pytest
+	$(PYTEST)
 
-exercises: .venv/all  ## run every folded solution after the cells that it depends on (some minutes)
-	$(BIN)/pytest -m exercises --durations=5
+exercises: .venv/all  ## of these the folded solutions alone, each after the cells that it depends on
+	$(PYTEST) -m exercises --durations=5
 
 bench: .venv/all  ## ratios of speed, written to data/bench.json
 	$(BIN)/python -m relax.bench

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -451,7 +452,10 @@ def test_two_processes_share_calibration_and_weights(checkpoint, tmp_path, split
     options = dict(per_device_train_batch_size=2, split_groups=True, dynamic_sampling=False) if split else dict(max_refills=3)
     build = lambda: trainer(checkpoint(), tmp_path, reward=reward if split else sometimes, ddp_backend="gloo", **options)
     context = multiprocessing.get_context("fork")
-    queue, port = context.Queue(), 20000 + os.getpid() % 20000
+    queue = context.Queue()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))  # a port that is free now
+        port = s.getsockname()[1]
     workers = [context.Process(target=one_rank, args=(rank, port, build, queue)) for rank in (0, 1)]
     for w in workers: w.start()
     (_, a), (_, b) = sorted(queue.get(timeout=240) for _ in workers)
