@@ -1,7 +1,8 @@
 """Record what the training replay shows and run folders do not hold: completions and spectra along the way, into data/site/replay.json.
 
 A run depends on its configuration alone, so it is trained again and looked at every few steps; the metrics of both must be equal, and the file says by how much
-they differ. Looking draws from generators of its own and changes nothing. About five minutes a run on one core: `python site/replay.py`.
+they differ. Looking draws from generators of its own and changes nothing. About five minutes a run on one core: `python site/replay.py`. What was recorded here of
+the same run folders is kept.
 """
 import json
 from copy import deepcopy
@@ -15,7 +16,7 @@ from relax.grpo import decode, encode, sample, score
 from relax.record import Run, data_dir, environment, fingerprint, write_atomic
 from relax.train import TrainConfig, Trainer
 
-RUNS = [f"countdown-small-{arm}-s0" for arm in ("grpo", "uniform_kl", "relax")]
+RUNS = [f"countdown-small-{arm}-s0" for arm in ("grpo", "uniform_kl", "half_lr", "relax")]
 STEPS = (0, 2, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 PROBLEMS, RESPONSES = 6, 8
 
@@ -54,13 +55,18 @@ def follow(run: Run, bar) -> dict:
     return {"sha256": fingerprint(run), "largest relative difference of a metric": max(differences), "looks": seen}
 
 
+def kept(path: Path, env: dict) -> dict:
+    "What the file already holds of runs that have not changed since, if it was made in the same environment."
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {i: r for i, r in recorded["runs"].items() if fingerprint(Run(i)) == r["sha256"]} if recorded.get("env") == env else {}
+
+
 def main():
     torch.set_num_threads(1)
-    runs = [Run(i) for i in RUNS]
-    with tqdm(total=sum(len(r.rows("metrics")) for r in runs), unit="step") as bar: found = {r.id: follow(r, bar) for r in runs}
-    path = Path(data_dir()) / "site" / "replay.json"
+    path, env = Path(data_dir()) / "site" / "replay.json", {k: v for k, v in environment().items() if k != "commit"}
+    old = kept(path, env)
+    with tqdm(total=sum(len(Run(i).rows("metrics")) for i in RUNS if i not in old), unit="step") as bar: found = {i: old.get(i) or follow(Run(i), bar) for i in RUNS}
     path.parent.mkdir(exist_ok=True)
-    env = {k: v for k, v in environment().items() if k != "commit"}
     write_atomic(path, json.dumps({"env": env, "responses": RESPONSES, "runs": found}, separators=(",", ":"), ensure_ascii=False) + "\n")
 
 

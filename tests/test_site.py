@@ -119,6 +119,7 @@ def test_explorer_has_every_choice():
 def test_replay_belongs_to_the_recorded_runs():
     from relax.record import Run, fingerprint
     recorded = json.loads((ROOT / "data" / "site" / "replay.json").read_text(encoding="utf-8"))
+    assert {Run(i).id.split("-")[2] for i in recorded["runs"]} == {"grpo", "uniform_kl", "half_lr", "relax"}  # the controls, and what they are to judge
     for run_id, run in recorded["runs"].items():
         assert run["sha256"] == fingerprint(Run(run_id)) and run["largest relative difference of a metric"] == 0
         assert "0" in run["looks"] and len(run["looks"]) > 1
@@ -207,7 +208,7 @@ def visit(browser):
     assert not complaints, complaints
 
 
-PAGES = ["index.html", "start.html", "explorer.html", "replay.html", "gallery.html", "gallery/fig03.html", "nbs/03_dsd.html", "api/dsd.html", "glossary.html"]
+PAGES = ["index.html", "start.html", "explorer.html", "replay.html", "gallery.html", "gallery/fig03.html", "nbs/03_dsd.html", "nbs/explore.html", "api/dsd.html", "glossary.html"]
 
 
 @pytest.mark.browser
@@ -279,6 +280,7 @@ def test_replay_moves(visit):
         page.locator("#re-step").focus()
         page.keyboard.press("End" if len(seen) == 2 else "ArrowRight")
     assert len(seen) == 3
+    assert len(set(page.locator("#re-run option").all_inner_texts())) == 4 and "GRPO, half the learning rate" in page.locator("#re-run").inner_text()
     for control in ("re-run", "re-problem"):
         before = state(page, "#replay")
         page.locator(f"#{control}").focus()
