@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TASKS', 'Problem', 'Verdict', 'hashed_coin', 'is_heldout', 'Task', 'apply_op', 'combine', 'show', 'legal_steps',
            'solutions', 'is_number', 'take_step', 'random_steps', 'CountdownProblems', 'Countdown', 'WaypointsProblems',
-           'WaypointsWalks', 'Waypoints', 'gap', 'is_arithmetic', 'ReasoningGym', 'Unstated', 'as_written',
-           'has_many_spellings', 'first_moves']
+           'WaypointsWalks', 'Waypoints', 'gap', 'is_arithmetic', 'ReasoningGym', 'Unstated', 'canonical', 'has_choice',
+           'first_moves']
 
 # %% ../nbs/05_tasks.ipynb #cell-4
 import hashlib
@@ -202,13 +202,6 @@ class Countdown(CountdownProblems):
             if (items := take_step(items, step.split(), self.max_value)) is None: return Verdict("wrong")
         done = len(items) == 1 and items[0][0] == p.data["target"]
         return Verdict("correct", show(items[0][1])) if done else Verdict("wrong")
-
-    def spellings(self, p: Problem) -> int:
-        "How many committed attempts, word for word, solve the problem: 3 * 9 and 9 * 3 are two."
-        def spell(items, steps):
-            if len(items) == 1: return {steps} if items[0][0] == p.data["target"] else set()
-            return set().union(*(spell(rest, (*steps, tuple(step))) for *step, rest in legal_steps(items, self.max_value)))
-        return len(spell([(n, n) for n in p.data["numbers"]], ()))
 
     def attempt(self, p: Problem, rng) -> tuple[str, bool]:
         "A legal attempt, as text, and whether it hits: a solution with probability `p_solution`, else a random walk."
@@ -434,12 +427,12 @@ class Unstated(Task):
         return Verdict("correct", way) if hashed_coin(f"{p.data['secret']} {way}", self.p_accepted) else Verdict("wrong")
 
 # %% ../nbs/05_tasks.ipynb #cell-43
-def as_written(v: Verdict, response: str) -> str:
-    "Countdown's way: the committed attempt, word for word."
-    return " ".join(response.split("?")[-1].split())
+def canonical(v: Verdict, response: str) -> str:
+    "Countdown's way: the solution, whatever the order of its terms."
+    return v.answer
 
 
-def has_many_spellings(p: Problem) -> bool: return Countdown().spellings(p) >= 6
+def has_choice(p: Problem) -> bool: return Countdown().n_solutions(p) >= 2
 
 
 def first_moves(v: Verdict, response: str) -> str:
@@ -447,4 +440,4 @@ def first_moves(v: Verdict, response: str) -> str:
     return " ".join(v.answer.split()[:2])
 
 # %% ../nbs/05_tasks.ipynb #cell-48
-TASKS = {t.name: t for t in (Countdown(), Waypoints(), Unstated(Countdown(), as_written, has_many_spellings), Unstated(Waypoints(), first_moves, level=1))}
+TASKS = {t.name: t for t in (Countdown(), Waypoints(), Unstated(Countdown(), canonical, has_choice), Unstated(Waypoints(), first_moves, level=1))}

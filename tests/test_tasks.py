@@ -5,7 +5,7 @@ from itertools import permutations, product
 
 import pytest
 
-from relax.tasks import TASKS, Countdown, ReasoningGym, Unstated, Waypoints, as_written, combine, has_many_spellings, is_heldout, show, solutions
+from relax.tasks import TASKS, Countdown, ReasoningGym, Unstated, Waypoints, canonical, combine, is_heldout, show, solutions
 
 TASK_LEVELS = [(t, k) for t in TASKS.values() for k in t.levels]
 GOOD = "3 * 9 = 27 , 27 - 7 = 20"
@@ -28,7 +28,7 @@ def test_demonstrations_fit_and_speak_the_vocabulary(task, level):
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda t: t.name)
 def test_splits_are_disjoint_whatever_the_seeds(task):
     keys = {s: {task.key(p) for seed in range(25) for p in task.problems(20, s, seed=seed)} for s in ("train", "heldout")}
-    assert len(keys["train"]) > 50 and len(keys["heldout"]) > 50 and not keys["train"] & keys["heldout"]
+    assert len(keys["train"]) > 50 and len(keys["heldout"]) > 20 and not keys["train"] & keys["heldout"]
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda t: t.name)
@@ -207,6 +207,7 @@ def test_unstated_accepts_half_of_the_ways_and_all_answers_of_one_way_alike(task
 
 def test_unstated_hides_the_taste_and_keeps_the_split():
     task = TASKS["countdown-unstated"]
+    assert min(task.n_solutions(p) for p in task.problems(40)) >= 2
     prompts = [p for seed in range(30) for p in task.problems(20, seed=seed)]
     tastes = {}
     for p in prompts: tastes.setdefault(p.prompt, set()).add(p.data["secret"])
@@ -217,27 +218,13 @@ def test_unstated_hides_the_taste_and_keeps_the_split():
 
 
 def test_unstated_with_certain_acceptance_is_the_task_itself():
-    task = Unstated(Countdown(), as_written, p_accepted=1.0)
+    task = Unstated(Countdown(), canonical, p_accepted=1.0)
     p = task.problems(1)[0]
     assert all(task.verify(p, r).correct for r in solved(task, p))
-    assert not any(Unstated(Countdown(), as_written, p_accepted=1e-12).verify(p, r).correct for r in solved(task, p))
+    assert not any(Unstated(Countdown(), canonical, p_accepted=1e-12).verify(p, r).correct for r in solved(task, p))
     assert task.verify(p, "nonsense").outcome == "unparsable"
 
 
 @pytest.mark.parametrize("options, said", [(dict(p_accepted=0.0), "p_accepted"), (dict(p_accepted=1.1), "p_accepted"), (dict(level=9), "level")])
 def test_unstated_refuses(options, said):
-    with pytest.raises(ValueError, match=said): Unstated(Countdown(), as_written, **options)
-
-
-def test_spellings_are_all_attempts_that_solve():
-    task, p = Countdown(), Countdown().problem((3, 7, 10), 20)
-    known = set()
-    for numbers in permutations((3, 7, 10)):
-        for first, second in product("+-*/", repeat=2):
-            for swapped in (False, True):
-                a = eval(f"{numbers[0]} {first.replace('/', '//')} {numbers[1]}")
-                b, c = (numbers[2], a) if swapped else (a, numbers[2])
-                text = f"{numbers[0]} {first} {numbers[1]} = {a} , {b} {second} {c} = 20 !"
-                if task.verify(p, text).correct: known.add(text)
-    assert task.spellings(p) == len(known) == 10 and has_many_spellings(p) and not has_many_spellings(task.problem((3, 7, 9), 20))
-    assert all(has_many_spellings(p) for p in TASKS["countdown-unstated"].problems(40))
+    with pytest.raises(ValueError, match=said): Unstated(Countdown(), canonical, **options)
