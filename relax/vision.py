@@ -612,7 +612,7 @@ def shown(model, processor, task, problems, rng):
     return seen_loss(model, *seen_batch(task, processor, problems, rng), processor.pad_token_id)
 
 # %% ../nbs/15_vision.ipynb #cell-61
-RECIPES = {"pictures-small": dict(task="pictures", weights=[1, 1, 1, 1, 1, 1, 3], steps=5000, batch_size=32, lr=2e-3)}  # tiles oftener: its arithmetic is learnt last
+RECIPES = {"pictures-small": dict(task="pictures", weights=[1, 1, 1, 1, 1, 1, 3], steps=5000, batch_size=32, lr=2e-3)}  # tiles oftener: reading them is easy, the arithmetic is not
 
 
 def make_seer(name: str, folder: Path, progress: bool = True) -> dict:
