@@ -32,7 +32,7 @@ LABELS = record.LABELS | {
     "relax_xi_q50": "ReLaX, ξ = median", "relax_xi_q99": "ReLaX, ξ = 99 % quantile", "relax_xi_inf": "ReLaX, ξ = ∞",
     "grpo_static": "GRPO, no dynamic sampling", "simplerl": "SimpleRL", "dr_grpo": "Dr. GRPO", "dapo": "DAPO", "dcpo": "DCPO", "kl_cov": "KL-Cov", "clip_cov": "Clip-Cov",
     "entropy": "entropy bonus", "zero_div": "R1-zero-Div", "high_entropy": "80/20", "hicra": "HICRA", "fr3e": "FR3E", "effective_rank": "effective rank",
-    "bonus_random": "random bonus", "bonus_rarity": "rarity bonus (oracle)", "bonus_dsd": "DSD bonus", "bonus_ref_dsd": "DSD bonus, base states", "bonus_novelty": "novelty bonus"}
+    "quarter_lr": "GRPO, a quarter of the rate", "bonus_random": "random bonus", "bonus_rarity": "rarity bonus (oracle)", "bonus_dsd": "DSD bonus", "bonus_ref_dsd": "DSD bonus, base states", "bonus_pooled_dsd": "DSD bonus, pooled", "relax_refresh": "ReLaX, dictionary and ξ refreshed", "bonus_novelty": "novelty bonus"}
 COLORS = record.COLORS | {"half_lr": "#2e8b57"}
 LINES = record.LINES | {"base": "", "half_lr": (0, (1, 1.2))}
 MARKERS = {"base": "x", "grpo": "", "uniform_kl": "", "relax": "o", "half_lr": ""}
@@ -63,7 +63,7 @@ def arms_of(name: str, only=None, root=None) -> dict[str, list[Run]]:
 
 def base_arm(name: str, root=None) -> dict[str, list[Run]]:
     "The untrained model of an experiment as one more arm, {'base': [run]}; empty where it was not sampled."
-    run_id = f"{experiment(name).model}-base-s0"
+    run_id = f"{experiment(name).stem}-base-s0"
     return {"base": [Run(run_id, root)]} if (Path(root or data_dir() / "runs") / run_id / "evals.csv").exists() else {}
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'ABLATIONS', 'ALPHAS', 'OBSERVABLES', 'THRESHOLDS', 'RIVALS', 'SIGNALS', 'DEVIATIONS', 'ARMS', 'KEPT',
-           'EXPERIMENTS', 'GPU_EXPERIMENTS', 'arm', 'Experiment', 'experiment', 'finished', 'recorded', 'step_seconds',
-           'step_costs', 'run_seconds', 'seconds_of', 'overview', 'base_runs', 'suites', 'keep_policy', 'estimate',
-           'make_base', 'reproduce', 'main']
+           'EXPERIMENTS', 'GPU_EXPERIMENTS', 'arm', 'Experiment', 'run_stem', 'configured', 'experiment', 'finished',
+           'recorded', 'step_seconds', 'step_costs', 'run_seconds', 'seconds_of', 'overview', 'base_runs', 'suites',
+           'keep_policy', 'estimate', 'make_base', 'reproduce', 'main']
 
 # %% ../nbs/experiments.ipynb #cell-4
 import argparse
@@ -25,18 +25,19 @@ from .train import TrainConfig, steps_done, train_all
 
 # %% ../nbs/experiments.ipynb #cell-6
 def arm(method: str, config: dict | None = None, **options) -> dict:
-    "What an arm changes in a TrainConfig: its method, the method's options, and `config` for the rest."
+    "What an arm changes in a TrainConfig: its method, the method's options, and `config` for the rest; `lr_factor` there multiplies the experiment's rate."
     return {"method": method, "method_options": options or None, **(config or {})}
 
 
-CONTROLS = {"grpo": arm("grpo"), "uniform_kl": arm("uniform_kl"), "relax": arm("relax"), "half_lr": arm("grpo", {"lr": 1e-4})}
+CONTROLS = {"grpo": arm("grpo"), "uniform_kl": arm("uniform_kl"), "relax": arm("relax"), "half_lr": arm("grpo", {"lr_factor": 0.5})}
 ABLATIONS = {"relax_all_kl": arm("relax", gate="all"), "relax_no_kl": arm("relax", gate="none"), "relax_no_shaping": arm("relax", shaping=False)}
 ALPHAS = {f"relax_alpha{a:g}": arm("relax", alpha=a) for a in (0.0, 0.3, 1.0)}
 OBSERVABLES = {f"relax_m{m}": arm("relax", n_observables=m) for m in (5, 25)}
 THRESHOLDS = {f"relax_xi_{name}": arm("relax", xi=xi) for name, xi in (("q50", "q50"), ("q99", "q99"), ("inf", float("inf")))}
 RIVALS = {name: arm(name) for name in ("grpo_static", "simplerl", "dr_grpo", "dapo", "kl_cov", "clip_cov", "entropy", "zero_div", "high_entropy",
                                        "dcpo", "hicra", "fr3e", "effective_rank")}
-SIGNALS = {name: arm(name) for name in ("bonus_random", "bonus_rarity", "bonus_dsd", "bonus_ref_dsd", "bonus_novelty")}
+SIGNALS = {"quarter_lr": arm("grpo", {"lr_factor": 0.25}),
+           **{name: arm(name, kl=0.02, coefficient=1.0) for name in ("bonus_random", "bonus_rarity", "bonus_dsd", "bonus_ref_dsd", "bonus_pooled_dsd", "bonus_novelty")}}
 
 # %% ../nbs/experiments.ipynb #cell-8
 DEVIATIONS = {
@@ -88,10 +89,25 @@ class Experiment:
         unknown = set(self.arms) - set(ARMS)
         if unknown: raise ValueError(f"arms: got {sorted(unknown)}, accepted are {sorted(ARMS)}")
 
+    @property
+    def stem(self) -> str: return run_stem(self.model, self.task)
+
     def configs(self) -> dict[str, TrainConfig]:
-        "Run id -> configuration. The same arm, model and seed in two experiments is the same run, made once."
-        shared = {"model": self.model, "task": self.task, "steps": 100, **dict(self.config)}
-        return {f"{self.model}-{a}-s{seed}": TrainConfig(**(shared | ARMS[a] | {"seed": seed})) for seed in range(self.seeds) for a in self.arms}
+        "Run id -> configuration. The same arm, task, model and seed in two experiments is the same run, made once."
+        shared = {"model": self.model, "task": self.task, "steps": 100, "lr": TrainConfig.lr, **dict(self.config)}
+        return {f"{self.stem}-{a}-s{seed}": configured(shared, a, seed) for seed in range(self.seeds) for a in self.arms}
+
+
+def run_stem(model: str, task: str) -> str:
+    "What run ids begin with: the task, and the size or architecture of the model: countdown-unstated-tiny."
+    return f"{task}-{model.rsplit('-', 1)[-1]}"
+
+
+def configured(shared: dict, a: str, seed: int) -> TrainConfig:
+    "The configuration of one arm and seed, on top of what an experiment shares."
+    fields = shared | ARMS[a] | {"seed": seed}
+    fields["lr"] *= fields.pop("lr_factor", 1)
+    return TrainConfig(**fields)
 
 # %% ../nbs/experiments.ipynb #cell-11
 EXPERIMENTS = {
@@ -102,13 +118,14 @@ EXPERIMENTS = {
     "threshold": Experiment("Where should the threshold be?", "Figure 11 (xi)", ("relax", *THRESHOLDS)),
     "rivals": Experiment("How do token-level rivals do?", "Figures 6, 9; Table 2", ("grpo", "uniform_kl", "relax", *RIVALS)),
     "deviations": Experiment("Do paper and draft code train alike?", "equations 7 to 12, Table 3", ("grpo", "relax", *DEVIATIONS)),
-    "signals": Experiment("Does a signal that cannot be gamed help?", "beyond the paper", ("grpo", "uniform_kl", "half_lr", *SIGNALS)),
+    "signals": Experiment("Does a signal that cannot be gamed help?", "beyond the paper", ("grpo", "uniform_kl", "half_lr", "relax", "relax_refresh", *SIGNALS), seeds=5,
+                          model="countdown-tiny", task="countdown-unstated", config=(("steps", 200),), kept=()),
     "sizes": Experiment("Does it hold for a model of a sixth of the size?", "Table 2", (*CONTROLS, *RIVALS), model="countdown-tiny", kept=()),
     "waypoints": Experiment("Does it hold on another task, with longer responses?", "Table 2", tuple(CONTROLS), model="waypoints-small", task="waypoints",
                             config=(("steps", 40),), kept=()),
     **{family: Experiment(f"Does it hold for the architecture of {name}?", "Table 5", ("grpo", "uniform_kl", "relax"), model=f"countdown-{family}", kept=())
        for family, name in (("llama", "Llama"), ("qwen3", "Qwen3"))},
-    "vision": Experiment("Does it hold for a model that sees?", "Table 1; Figures 1b, 3, 6, 9, 10", ("grpo", "entropy", "kl_cov", "uniform_kl", "relax"),
+    "vision": Experiment("Does it hold for a model that sees?", "Table 1; Figures 1b, 3, 4, 6, 9, 10", ("grpo", "entropy", "kl_cov", "uniform_kl", "relax", *ALPHAS),
                          model="pictures-small", task="pictures", config=(("steps", 60),), kept=()),
 }
 
@@ -136,7 +153,7 @@ def recorded(name: str, root=None) -> dict[str, list[Run]]:
     "Arm -> its finished runs, one a seed, of an experiment; arms without any are left out."
     e, found = experiment(name), {}
     for run_id, config in e.configs().items():
-        if finished(run_id, config, root): found.setdefault(run_id[len(e.model) + 1:].rsplit("-s", 1)[0], []).append(Run(run_id, root))
+        if finished(run_id, config, root): found.setdefault(run_id[len(e.stem) + 1:].rsplit("-s", 1)[0], []).append(Run(run_id, root))
     return found
 
 
@@ -187,7 +204,7 @@ def overview(root=None) -> pd.DataFrame:
 def base_runs(model: str, task: str, root=None, progress=False, device=None) -> tuple[Run, Run]:
     "Two samples of the untrained model on the held-out problems: one to show, one to sort the problems by difficulty."
     n = TrainConfig.eval_problems
-    return tuple(evaluate_model(model, task, f"{model}-base-s{seed}", problems=n, seed=seed, root=root, progress=progress, device=device) for seed in (0, 1))
+    return tuple(evaluate_model(model, task, f"{run_stem(model, task)}-base-s{seed}", problems=n, seed=seed, root=root, progress=progress, device=device) for seed in (0, 1))
 
 
 def suites(model: str, root=None, n: int = 6) -> list[list[int]]:
@@ -224,7 +241,7 @@ def reproduce(name: str, workers: int = 2, root=None, progress: bool = True, dev
     base_runs(e.model, e.task, root, progress, device)
     if progress and configs: print(f"{name}: {len(configs)} of {len(e.configs())} runs are missing, {estimate(configs, root)}. Ctrl-C stops; the same command goes on.")
     for run in train_all(configs, workers, root, progress, device):
-        if run.config["seed"] == 0 and run.id in {f"{e.model}-{a}-s0" for a in e.kept}: keep_policy(run)
+        if run.config["seed"] == 0 and run.id in {f"{e.stem}-{a}-s0" for a in e.kept}: keep_policy(run)
     return recorded(name, root)
 
 # %% ../nbs/experiments.ipynb #cell-27

@@ -18,9 +18,10 @@ def test_one_run_id_is_one_configuration():
 def test_all_arms_of_an_experiment_share_what_they_do_not_name():
     for name, e in EXPERIMENTS.items():
         for i, c in e.configs().items():
-            changed = ARMS[i[len(e.model) + 1:].rsplit("-s", 1)[0]]
+            changed = ARMS[i[len(e.stem) + 1:].rsplit("-s", 1)[0]]
             usual = vars(TrainConfig(model=e.model, task=e.task, steps=100)) | dict(e.config)
-            assert all(c_v == usual[k] for k, c_v in vars(c).items() if k not in changed and k != "seed"), (name, i)
+            assert all(c_v == usual[k] for k, c_v in vars(c).items() if k not in changed and k not in ("seed", "lr")), (name, i)
+            assert c.lr == usual["lr"] * changed.get("lr_factor", 1), (name, i)
 
 
 @pytest.mark.parametrize("name, model, arms", [("sizes", "countdown-tiny", 17), ("waypoints", "waypoints-small", 4), ("llama", "countdown-llama", 3), ("qwen3", "countdown-qwen3", 3)])
@@ -28,6 +29,14 @@ def test_the_later_experiments(name, model, arms):
     e = experiment(name)
     assert e.model == model and len(e.arms) == arms and e.seeds == 3 and {"grpo", "uniform_kl", "relax"} <= set(e.arms)
     assert model in RECIPES and RECIPES[model]["task"] == e.task
+
+
+def test_run_ids_name_the_task_and_half_the_rate_is_half_of_the_experiments_own():
+    signals, large = experiment("signals"), experiment("large")
+    assert signals.stem == "countdown-unstated-tiny" and {i.rsplit("-", 2)[0] for i in signals.configs()} == {signals.stem} and experiment("main").stem == "countdown-small"
+    assert not set(signals.configs()) & set(experiment("sizes").configs())
+    assert large.configs()["waypoints-large-half_lr-s0"].lr == 0.5 * dict(large.config)["lr"]
+    assert experiment("main").configs()["countdown-small-half_lr-s0"].lr == 1e-4
 
 
 def test_unknown_names_are_refused():
