@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from relax import demo
 from relax.demo import findings, results, verdict
+from relax.dictionary import FITS
 from relax.evaluate import evaluate_model, from_counts, report
 from relax.experiments import keep_policy
 from relax.grpo import GRPO, group_advantages
@@ -21,12 +22,13 @@ from relax.record import Run, data_dir
 from relax.train import METHODS, StopRequest, TrainConfig, Trainer, main, make_method, parse, steps_done, train
 
 REASONERS = data_dir() / "reasoner"
-SMALL = dict(prompts=2, group_size=4, steps=6, checkpoint_every=2, probe_every=2, eval_problems=3, eval_samples=4)
+SMALL = dict(model="countdown-tiny", prompts=2, group_size=4, steps=6, checkpoint_every=2, probe_every=2, eval_problems=3, eval_samples=4)
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def fast(monkeypatch):
     torch.set_num_threads(1)
+    monkeypatch.setitem(FITS, "normalized", FITS["normalized"] | {"steps": 20})
 
 
 def bytes_of(run, names=("metrics.csv", "probe.csv", "evals.csv", "samples.jsonl")):
@@ -41,7 +43,7 @@ def test_same_seed_same_bits_other_seed_other_bits(tmp_path):
 def test_killed_and_resumed_is_bit_identical(tmp_path):
     config = TrainConfig(**SMALL, method="relax", seed=3)
     whole = train(config, "whole", root=tmp_path, progress=False)
-    code = (f"import torch; torch.set_num_threads(1); from relax.train import *; "
+    code = (f"import torch; torch.set_num_threads(1); from relax.dictionary import FITS; FITS['normalized']['steps'] = 20; from relax.train import *; "
             f"train(TrainConfig(**{SMALL}, method='relax', seed=3), 'cut', root={str(tmp_path)!r}, progress=False)")
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"})
     while process.poll() is None and steps_done("cut", tmp_path) < 3: time.sleep(0.005)
@@ -55,7 +57,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
 def test_a_run_has_one_writer(tmp_path):
     config = TrainConfig(**SMALL)
     train(config, "mine", root=tmp_path, progress=False)
-    holder = "import sys, time; from filelock import FileLock; FileLock(sys.argv[1]).acquire(); print('held', flush=True); time.sleep(600)"
+    holder = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path / "mine/checkpoint/lock")], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     before = bytes_of(Run("mine", tmp_path))
@@ -118,7 +120,7 @@ def test_foreign_weights_are_refused(tmp_path):
     run = train(config, "run", root=tmp_path, progress=False)
     path = run.folder / "checkpoint/step-000001/model.safetensors"
     weights = load_file(path)
-    for other in ({k: v for k, v in weights.items() if "layers.2" not in k}, weights | {"more": torch.zeros(1)},
+    for other in ({k: v for k, v in weights.items() if "layers.1" not in k}, weights | {"more": torch.zeros(1)},
                   weights | {"model.norm.weight": torch.zeros(7)}):
         save_file(other, path)
         with pytest.raises(ValueError, match="not a checkpoint of relax"): train(config, "run", resume=True, root=tmp_path, progress=False)
@@ -285,7 +287,7 @@ def test_evaluation_is_kept_reproducible_and_never_mixed(tmp_path):
 
 def test_a_model_that_is_not_there_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="name_or_path"): train(TrainConfig(**SMALL, model="no/such-model"), "run", root=tmp_path)
+    with pytest.raises(ValueError, match="name_or_path"): train(TrainConfig(**SMALL | {"model": "no/such-model"}), "run", root=tmp_path)
     assert not (tmp_path / "run").exists()
 
 
