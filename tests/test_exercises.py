@@ -34,16 +34,42 @@ def solutions(path) -> list[str]:
     return ["\n".join(re.findall(r"^```python\n(.*?)^```", part, re.M | re.S)) for part in folded if "<summary>Solution" in part]
 
 
+def reads(node) -> set[str]:
+    "Names that an expression or definition reads from outside: not its own arguments, loop variables and locals."
+    inner = set().union(*map(reads, ast.iter_child_nodes(node)))
+    if isinstance(node, ast.Name): return {node.id} if isinstance(node.ctx, ast.Load) else set()
+    if isinstance(node, ast.AugAssign): return inner | ({node.target.id} if isinstance(node.target, ast.Name) else set())
+    if isinstance(node, (ast.Lambda, ast.FunctionDef)): return inner - {a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)} - (defines(node) if isinstance(node, ast.FunctionDef) else set())
+    return inner - defines(node) if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)) else inner
+
+
+def first_read(statements, bound: frozenset = frozenset()) -> tuple[set[str], frozenset]:
+    "Names that statements, one after the other, read without having bound them; and what is bound in the end. What only one branch binds does not count."
+    found = set()
+    for n in statements:
+        blocks = [getattr(n, b) for b in ("body", "orelse", "finalbody") if hasattr(n, b)] if isinstance(n, (ast.For, ast.While, ast.With, ast.If, ast.Try)) else []
+        inside = {id(s) for block in blocks for s in block}
+        heads = [c for c in ast.iter_child_nodes(n) if id(c) not in inside] if blocks else [n]
+        if not isinstance(n, ast.Try): found |= set().union(*map(reads, heads)) - bound
+        else: blocks += [[ast.Assign([ast.Name(h.name or "_", ast.Store())], h.type or ast.Constant(0)), *h.body] for h in n.handlers]
+        if not isinstance(n, (ast.If, ast.Try)): bound |= set().union(*map(defines, heads))
+        for block in blocks:
+            new, after = first_read(block, bound)
+            found |= new
+            if not isinstance(n, ast.If): bound = after
+    return found, bound
+
+
 def uses(code: str) -> set[str]:
-    "Names that a piece of code reads."
-    return {n.id for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - set(dir(builtins))
+    "Names that a piece of code needs from before."
+    return first_read(ast.parse(code).body)[0] - set(dir(builtins))
 
 
-def defines(code: str) -> set[str]:
-    "Names that it binds."
-    tree = list(ast.walk(ast.parse(code)))
+def defines(code) -> set[str]:
+    "Names that a piece of code, or a node of it, binds."
+    tree = list(ast.walk(ast.parse(code) if isinstance(code, str) else code))
     names = {n.id for n in tree if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    names |= {n.name for n in tree if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    names |= {n.name for n in tree if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)) and n.name}
     return names | {(a.asname or a.name).split(".")[0] for n in tree if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
 
 
@@ -82,6 +108,10 @@ def namespace(path) -> dict:
 def test_slices_are_right():
     before = ["a = [1]", "b = 2", "a.append(b)", "c = a", "a = [9]"]
     assert needed("print(c)", before) == {0, 1, 2, 3} and needed("print(a)", before) == {4} and needed("print(1)", before) == set()
+    assert needed("a = 3\nprint(a)", before) == needed("print([a for a in [1]])", before) == needed("(lambda a: a)(1)", before) == set()
+    assert needed("for b in [1]:\n    c = b\n    print(c)\nprint(b)", before) == needed("def c(a):\n    b = a\n    return b", before) == set()
+    assert needed("b = b + 1", before) == needed("b += 1", before) == needed("for a in [1]: b = b + a", before) == needed("if 0: b = 1\nprint(b)", before) == needed("print(b)", before) != set()
+    assert needed("try: print(1)\nexcept ValueError as b: print(b)", before) == set() and needed("def f(): return b", before) == needed("print(b)", before)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
