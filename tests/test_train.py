@@ -154,7 +154,7 @@ def test_interrupting_many_runs_leaves_all_resumable(tmp_path):
     process = subprocess.Popen([sys.executable, script], start_new_session=True, stderr=subprocess.DEVNULL)
     while process.poll() is None and min(steps_done(i, tmp_path) for i in "ab") < 2: time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) != 0
+    assert process.wait(300) != 0  # a step on a busy machine
     done = [steps_done(i, tmp_path) for i in "ab"]
     assert all(2 <= n < 30 and (tmp_path / i / f"checkpoint/step-{n:06d}").exists() for n, i in zip(done, "ab"))
 
