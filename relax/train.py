@@ -270,7 +270,7 @@ class Trainer(Checkpointing):
 
     def train_step(self) -> dict[str, dict]:
         "Sample, judge, update: a row each for the tables metrics and timing, and for probe when one is due (before the update)."
-        start, due = time.perf_counter(), self.probe_due()
+        start, cpu, due = time.perf_counter(), time.process_time(), self.probe_due()
         r, stats = self.collect()
         sampled, rows = time.perf_counter(), {}
         if r is not None:
@@ -282,6 +282,7 @@ class Trainer(Checkpointing):
         self.step += 1
         spent = {"sample_seconds": sampled - start}
         if r is not None: spent |= {"calibrate_seconds": calibrated - sampled, "update_seconds": time.perf_counter() - probed}
+        if self.model.device.type == "cpu": spent["cpu_time"] = time.process_time() - cpu  # what the clock says depends on what else runs here
         return {"metrics": {"step": self.step, **stats}, "timing": {"step": self.step, **spent}, **rows}
 
     def evaluate(self, run: Run):

@@ -75,6 +75,12 @@ def test_cost_is_the_fastest_seeds(made):
     assert step_costs(root) == {"countdown-small-grpo": 1.0, "countdown-small-relax": 3.0} and step_seconds(Run("countdown-small-grpo-s0", root)) == 2.0
 
 
+def test_a_busy_machine_does_not_count_where_processor_time_was_logged(made):
+    run = Run.create("busy", {"method": "grpo"}, made[1])
+    for s in (1, 2): run.log("timing", {"step": s, "sample_seconds": 40.0, "update_seconds": 60.0, "cpu_time": 3.0})
+    assert step_seconds(run) == 3.0
+
+
 def test_seconds_of_a_run():
     measured = pd.DataFrame({"step_seconds": [2.0], "evaluation_seconds": [10.0]}, index=["countdown-small"])
     c = TrainConfig(steps=5)
