@@ -323,7 +323,7 @@ def forest(ax, findings: list[dict], xlabel: str, title: str = ""):
     ax.set(yticks=range(len(findings), 0, -1), xlabel=xlabel, title=title, ylim=(0.4, len(findings) + 0.6))
     ax.set_yticklabels([look(f["arm"])["label"] for f in findings])
     ax.grid(axis="y", visible=False)
-    ax.locator_params(axis="x", nbins=5)
+    ax.locator_params(axis="x", nbins=4)
 
 # %% ../nbs/compare.ipynb #cell-38
 KS = (1, 2, 4, 8, 16, 32)
