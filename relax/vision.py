@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['SIZE', 'COLOURS', 'GLYPHS', 'VERSIONS', 'COUNTDOWN', 'SUITES', 'PICTURES', 'MAX_PIXELS', 'FORMATS', 'MODES',
-           'ACCEPTED', 'IMAGE', 'START', 'END', 'MARKER', 'TEMPLATE', 'RECIPES', 'many', 'VISUAL', 'blank', 'write',
-           'Suite', 'answer_of', 'misread', 'sums', 'Plots', 'Diagrams', 'Geometry', 'Variants', 'Forces',
-           'Indispensable', 'blind_answers', 'blind_guess', 'Tiles', 'PictureProblems', 'PictureTask', 'PictureError',
-           'open_picture', 'with_placeholders', 'processor_class', 'Patches', 'check_pictures', 'ask', 'new_processor',
-           'new_seer', 'seen_batch', 'seen_loss', 'shown', 'make_seer', 'load_processor', 'load_seer', 'picture_frame',
-           'misread_words', 'draw_answers', 'VisualBenchmark', 'visual_prompt', 'load_visual', 'grading_command',
-           'read_scores', 'parts_of', 'prepare_virl', 'trl_rows', 'main']
+           'ACCEPTED', 'IMAGE', 'START', 'END', 'MARKER', 'TEMPLATE', 'RECIPES', 'many', 'VISUAL', 'QWEN_VL',
+           'VISION_RUNS', 'blank', 'write', 'Suite', 'answer_of', 'misread', 'sums', 'Plots', 'Diagrams', 'Geometry',
+           'Variants', 'Forces', 'Indispensable', 'blind_answers', 'blind_guess', 'Tiles', 'PictureProblems',
+           'PictureTask', 'PictureError', 'open_picture', 'with_placeholders', 'processor_class', 'inner', 'Patches',
+           'check_pictures', 'ask', 'new_processor', 'new_seer', 'seen_batch', 'seen_loss', 'shown', 'make_seer',
+           'load_processor', 'load_seer', 'picture_frame', 'misread_words', 'draw_answers', 'VisualBenchmark',
+           'visual_prompt', 'load_visual', 'grading_command', 'read_scores', 'parts_of', 'prepare_virl', 'trl_rows',
+           'random_seer', 'ask_noise', 'bench_vision', 'bench_all_vision', 'parser', 'main']
 
 # %% ../nbs/15_vision.ipynb #cell-4
+import copy
 import json
 import random
 import re
@@ -21,7 +23,7 @@ import warnings
 from ast import literal_eval
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -32,6 +34,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from .gpu import QWEN, Shape, Tower, answers, bench_steps, default_device, record_benches, shape_of, trainable
 from .record import data_dir, environment
 from .reasoner import load_tokenizer, pretrain, thin, word_tokenizer
 from .tasks import TASKS, Countdown, Problem, Task, Verdict
@@ -479,6 +482,11 @@ def processor_class():
     return PictureProcessor
 
 # %% ../nbs/15_vision.ipynb #cell-43
+def inner(model):
+    "Vision tower and decoder, from under the head, and from under PEFT's wrapper, whose adapters stay in."
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+
+
 @dataclass
 class Patches:
     "The pictures of N rows: row i has those of `prompts[row[i]]`, a pair of patches (L, D) and grids (k, 3), k pictures as (time, height, width) in patches."
@@ -489,6 +497,7 @@ class Patches:
     def __getitem__(self, rows) -> "Patches": return Patches(self.prompts, self.row[rows])
 
     def repeat_interleave(self, n: int, dim: int = 0) -> "Patches": return Patches(self.prompts, self.row.repeat_interleave(n))
+    def apart(self) -> "Patches": return Patches([self.prompts[i] for i in self.row.tolist()], torch.arange(len(self)).to(self.row))
     def to(self, device) -> "Patches": return Patches([(a.to(device), b.to(device)) for a, b in self.prompts], self.row.to(device))
 
     @staticmethod
@@ -502,7 +511,7 @@ class Patches:
         pixels, grids = zip(*(self.prompts[i] for i in used.tolist()))
         nothing, counts = model.get_input_embeddings().weight[:0], [len(g) for g in grids]
         if not sum(counts): return [nothing] * len(self)
-        seen = iter(model.model.get_image_features(torch.cat([x for x in pixels if len(x)]), torch.cat(grids), return_dict=True).pooler_output)
+        seen = iter(inner(model).get_image_features(torch.cat([x for x in pixels if len(x)]), torch.cat(grids), return_dict=True).pooler_output)
         found = [torch.cat([nothing, *(next(seen) for _ in range(k))]) for k in counts]
         return [found[i] for i in which.tolist()]
 
@@ -516,7 +525,7 @@ class Patches:
             raise ValueError(f"ids: got {spots.sum(1).tolist()} placeholders a row for pictures of {tokens.tolist()} tokens; accepted is one for one")
         words = model.get_input_embeddings()(ids)
         grids = torch.cat([self.prompts[i][1] for i in self.row.tolist()])
-        positions, _ = model.model.get_rope_index(ids, spots.int(), grids if len(grids) else None, attention_mask=mask.long())
+        positions, _ = inner(model).get_rope_index(ids, spots.int(), grids if len(grids) else None, attention_mask=mask.long())
         return {"inputs_embeds": words.masked_scatter(spots[..., None], torch.cat(seen).to(words)), "attention_mask": mask.long(), "position_ids": positions}
 
 # %% ../nbs/15_vision.ipynb #cell-44
@@ -815,11 +824,65 @@ def trl_rows(problems) -> list[dict]:
     images, _ = check_pictures(problems)
     return [{"prompt": [{"role": "user", "content": [{"type": "text", "text": p.prompt}, *[{"type": "image", "text": None}] * len(im)]}], "images": im, "number": i} for i, (p, im) in enumerate(zip(problems, images))]
 
+# %% ../nbs/15_vision.ipynb #cell-83
+QWEN_VL = {size: shape_of(f"Qwen2.5-VL-{size}-Instruct") for size in ("3B", "7B")}
 
-def main(arguments=None):
-    "python -m relax.vision virl FOLDER | grade MODEL [--tool VLMEvalKit] | reasoner NAME FOLDER"
+
+def random_seer(s: Shape, rank: int = 32, weights: str = "bf16", device="cpu"):
+    "A Qwen2.5-VL of that shape with random weights, adapters of `rank` on the linear layers of decoder and tower (0: none, all weights learn) and gradient checkpointing."
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    t, image, half = s.tower, min(151655, s.vocab - 2), s.head_dim // 2
+    text = dict(vocab_size=s.vocab, hidden_size=s.d, intermediate_size=s.ff, num_hidden_layers=s.layers, num_attention_heads=s.heads, num_key_value_heads=s.kv_heads, use_cache=False,
+                max_position_embeddings=128000, rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [half // 4, half * 3 // 8, half * 3 // 8]})
+    if s.vocab < 151643: text |= {"bos_token_id": None, "eos_token_id": None}
+    vision = dict(depth=t.layers, hidden_size=t.d, intermediate_size=t.ff, num_heads=t.heads, out_hidden_size=s.d, patch_size=t.patch, spatial_merge_size=t.merge, window_size=t.window,
+                  fullatt_block_indexes=list(t.full))
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=image, video_token_id=image + 1, vision_start_token_id=image - 3, vision_end_token_id=image - 2, tie_word_embeddings=s.tied)
+    with torch.device(device): model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.float32 if weights == "fp32" else torch.bfloat16)
+    return trainable(model, rank, weights)
+
+# %% ../nbs/15_vision.ipynb #cell-86
+def ask_noise(model, prompts: int, words: int, picture: tuple[int, int]) -> dict:
+    "What `sample` reads: `prompts` pictures of noise, `picture` = (width, height) in pixels, each with `words` random words behind it. Raises ValueError where patches do not fill the picture."
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    c, v, rng = model.config, model.config.vision_config, np.random.default_rng(0)
+    side, (width, height) = v.patch_size * v.spatial_merge_size, picture
+    if width % side or height % side or not width or not height: raise ValueError(f"picture: got {width} x {height} pixels, accepted are multiples of {side}")
+    look = Qwen2VLImageProcessorPil(patch_size=v.patch_size, merge_size=v.spatial_merge_size, temporal_patch_size=v.temporal_patch_size)
+    noise = [Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for _ in range(prompts)]
+    found = [look([image], return_tensors="pt", do_resize=False) for image in noise]
+    images = Patches([(f["pixel_values"], f["image_grid_thw"]) for f in found], torch.arange(prompts))
+    seen = [c.vision_start_token_id, *[c.image_token_id] * (width * height // side**2), c.vision_end_token_id]
+    ids = torch.cat([torch.tensor([seen]).expand(prompts, -1), torch.from_numpy(rng.integers(0, c.vision_start_token_id, (prompts, words)))], 1)
+    asked = {"prompt_ids": ids, "prompt_mask": torch.ones_like(ids, dtype=torch.bool), "images": images}
+    return {k: x.to(model.device) for k, x in asked.items()}
+
+
+def bench_vision(s: Shape, weights: str = "nf4", rank: int = 32, prompts: int = 1, group: int = 16, words: int = 128, picture: tuple[int, int] = (896, 1120), response: int = 1024,
+                 rows: int = 16, rounds: int = 5, apart: bool = True, device: str | None = None) -> dict:
+    "`relax.gpu.bench_steps` of a model that sees: a step of GRPO and its rivals, with peak memory. `apart`: each response has its own copy of the picture."
+    model = random_seer(s, rank, weights, device or default_device())
+    def roll():
+        r = answers(model, ask_noise(model, prompts, words, picture), group, response)
+        return replace(r, images=r.images.apart()) if apart else r
+    measured = bench_steps(model, model if rank else copy.deepcopy(model), roll, group, rows, rounds)
+    return {"weights": weights, "rank": rank, "parameters": s.parameters, "picture": list(picture), "apart": apart} | measured
+
+# %% ../nbs/15_vision.ipynb #cell-87
+#: What `python -m relax.vision bench` measures: the model, and how it is trained, as in configs/qwen2.5-vl-*.yaml.
+VISION_RUNS = {"3B-lora": ("3B", "bf16", 32), "3B-qlora": ("3B", "nf4", 32), "7B-qlora": ("7B", "nf4", 32)}
+
+
+def bench_all_vision(names=VISION_RUNS):
+    "`bench_vision` for each of `names` into data/bench_vision_gpu.json."
+    runs = {name: partial(bench_vision, QWEN_VL[size], weights, rank) for name, (size, weights, rank) in VISION_RUNS.items() if name in names}
+    record_benches(data_dir() / "bench_vision_gpu.json", "python -m relax.vision bench", runs)
+
+# %% ../nbs/15_vision.ipynb #cell-93
+def parser():
     import argparse
-    p = argparse.ArgumentParser("relax.vision", description="Prepare ViRL39K for TRL; print the command that grades a model on the visual benchmarks; train a small reasoner that sees.")
+    p = argparse.ArgumentParser("relax.vision", description="Prepare ViRL39K for TRL; print the command that grades a model on the visual benchmarks; train a small reasoner that sees; "
+                                                            "measure steps of random models of the true shapes on a GPU.")
     jobs = p.add_subparsers(dest="job", required=True)
     jobs.add_parser("virl").add_argument("folder", help="with 39Krelease.parquet and the unpacked images of TIGER-Lab/ViRL39K")
     grade = jobs.add_parser("grade")
@@ -828,14 +891,24 @@ def main(arguments=None):
     make = jobs.add_parser("reasoner")
     make.add_argument("name", choices=RECIPES)
     make.add_argument("folder")
-    a = p.parse_args(arguments)
+    jobs.add_parser("bench").add_argument("names", nargs="*", help=f"some of {', '.join(VISION_RUNS)}; default all")
+    return p
+
+
+def main(arguments=None):
+    "python -m relax.vision virl FOLDER | grade MODEL [--tool VLMEvalKit] | reasoner NAME FOLDER | bench [NAME ...]"
+    a = parser().parse_args(arguments)
     try:
         if a.job == "virl":
             path, wrong = prepare_virl(a.folder)
             print(f"{path} is written; {len(wrong)} rows are wrong, see {path.parent / 'wrong.json'}")
         elif a.job == "grade": print(grading_command(a.model, a.tool))
+        elif a.job == "bench":
+            if unknown := set(a.names) - set(VISION_RUNS): raise ValueError(f"names: got {sorted(unknown)}, accepted are {list(VISION_RUNS)}")
+            if not torch.cuda.is_available(): raise ValueError("bench needs a CUDA GPU, and PyTorch sees none")
+            bench_all_vision(a.names or VISION_RUNS)
         else: print(make_seer(a.name, Path(a.folder))["cpu_seconds"], "seconds of one core")
     except ValueError as error: raise SystemExit(f"relax.vision: {error}")
 
-# %% ../nbs/15_vision.ipynb #cell-83
+# %% ../nbs/15_vision.ipynb #cell-95
 if __name__ == "__main__" and "__file__" in globals(): main()  # as `python -m relax.vision`, not when this notebook runs

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 import relax.trl
-from relax.gpu import (CARDS, MFU, Card, QWEN, Live, Recipe, Setup, Shape, activations, advice, bench_gpu, changes, counted, forward_flops, kv_cache, logit_peaks, main, make_batch, memory, peak,
+from relax.gpu import (CARDS, FORWARD, MFU, Card, QWEN, Live, Recipe, Setup, Shape, Tower, activations, advice, bench_gpu, changes, counted, forward_flops, kv_cache, logit_peaks, main, make_batch, memory, peak,
                        plan, random_model, rollouts_differ, setup_of, shape_of, static, step_seconds, update_seconds)
 from relax.grpo import encode, sample, score
 from relax.objective import ReLaX, calibrate
@@ -24,6 +24,7 @@ from relax.reasoner import word_tokenizer
 from relax.record import data_dir
 from relax.tasks import TASKS
 from relax.trl import DataConfig, ReLaXConfig
+from relax.vision import ask_noise, inner, random_seer
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("qwen*.yaml") if "-vl-" not in p.name)  # those are in test_vision.py
@@ -154,6 +155,50 @@ def test_formula_agrees_with_the_count():
     assert a["block inputs"] + a["one block"] + 4 * s.adapters(16) == pytest.approx(counted(s, 16, rows, tokens)["peak"], rel=0.15)
 
 
+def test_terms_of_a_tower_are_those_of_a_real_one():
+    "At a tiny shape: what its forward pass keeps under checkpointing grows by the input of a block a layer; a forward pass without gradient takes the multiples that `reading` has."
+    def found(layers):
+        s = Shape(1, 64, 4, 2, 128, 300, True, 16, tower=Tower(layers, 128, 4, 352, 14, 2, 56, (layers - 1,)))
+        model = random_seer(s, 4)
+        pixels, grid = ask_noise(model, 1, 4, (336, 336))["images"].prompts[0]
+        assert pixels.shape[1] == s.tower.pixels
+        pixels = pixels.bfloat16()
+        def look(then):
+            with Live() as live:
+                for x in (pixels, *model.parameters()): live.add(x.untyped_storage())
+                size = live.now
+                out = inner(model).get_image_features(pixels, grid, return_dict=True).pooler_output
+                return then(live) - size, len(pixels), s.tower, out
+        kept = look(lambda live: live.now)[0]
+        model.gradient_checkpointing_disable()
+        with torch.no_grad(): peak, n, t, _ = look(lambda live: live.peak)
+        return kept, peak, n, t
+    (a, _, n, t), (b, peak, *_) = found(2), found(4)
+    assert b - a == 2 * 2 * n * t.d  # as in memory: 2 bytes, d numbers a patch and block
+    assert peak == pytest.approx(2 * n * (FORWARD[0] * t.ff + FORWARD[1] * t.d), rel=0.15)
+
+
+def test_a_model_that_sees_reads_in_a_phase_of_its_own():
+    s, c = replace(QWEN["3B"], tower=Tower()), Setup("nf4", rows=8, sampled=32, image=1280)
+    blind, seen = memory(QWEN["3B"], replace(c, image=0), CARDS[24]), memory(s, c, CARDS[24])
+    assert set(blind) == {"always", "sampling", "update"} and set(seen) == {*blind, "reading"}
+    assert seen["update"]["tower's block inputs"] == 2 * 8 * 5120 * 1280 * 32 and seen["reading"]["KV cache"] == kv_cache(s, 32 * (256 + 1280))
+    assert seen["always"]["pixels"] == 4 * 32 * 5120 * 1176
+    assert seen["always"]["weights"] - blind["always"]["weights"] == pytest.approx(s.in_tower * 0.516 + 2 * s.tower.elsewhere(s.d), rel=1e-3)
+    assert peak(memory(s, replace(c, sampled=128), CARDS[24])) > 2 * peak(seen)  # the reason for the few steps_per_generation of that file
+    r = Recipe()
+    assert step_seconds(s, c, CARDS[24], r)["update"] > step_seconds(QWEN["3B"], c, CARDS[24], r)["update"] and step_seconds(s, c, CARDS[24], r)["reading"] > 0
+
+
+def test_shapes_of_models_that_see(tmp_path):
+    assert shape_of("Qwen/Qwen2.5-VL-3B-Instruct") == replace(QWEN["3B"], tower=Tower())
+    tiny = Shape(2, 64, 4, 2, 128, 300, True, 16, tower=Tower(2, 32, 2, 48, 8, 2, 32, (1,)))
+    random_seer(tiny, 0).config.save_pretrained(tmp_path / "qwen")
+    assert shape_of(str(tmp_path / "qwen")) == tiny
+    transformers.Qwen2VLConfig().save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="qwen2_vl, which sees; accepted are"): shape_of(str(tmp_path / "other"))
+
+
 def test_recorded_counts_agree_with_the_formula():
     for r in json.loads((data_dir() / "bench_count.json").read_text())["counts"]:
         a, s = activations(QWEN[r["model"]], r["rows"], r["tokens"]), QWEN[r["model"]]
@@ -180,6 +225,16 @@ def test_every_config_is_expected_to_fit():
         s, c, card = shape_of(model.model_name_or_path), setup_of(args, model, world), CARDS[80 if world == 8 else 24]
         assert c.weights == {"lora": "bf16", "qlora": "nf4", "8gpu": "fp32"}[path.stem.split("-")[-1]] and c.sharded == (world == 8)
         assert advice(s, c, card) == [] and peak(memory(s, c, card)) < card.memory
+
+
+@pytest.mark.parametrize("name, gb", [("3b-lora", 80), ("3b-qlora", 24), ("7b-qlora", 48)])
+def test_every_config_of_a_model_that_sees_is_expected_to_fit(name, gb, capsys):
+    "On the card that its first line names."
+    path = ROOT / f"configs/qwen2.5-vl-{name}.yaml"
+    assert f"one GPU of {gb} GB" in path.read_text().splitlines()[0]
+    main(["plan", "--config", str(path), "--gb", str(gb)])
+    *_, counted_with, last = capsys.readouterr().out.splitlines()  # no advice behind it
+    assert "1280 tokens, 5120 patches" in counted_with and float(re.search(r"peak ([\d.]+) of", last).group(1)) < gb
 
 
 def test_advice_names_changes_that_help():

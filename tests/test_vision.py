@@ -16,15 +16,16 @@ from PIL import Image
 from relax import vision
 from relax.dictionary import FITS
 from relax.evaluate import evaluate
+from relax.gpu import CONTESTANTS, QWEN, Shape, Tower, answers, make_batch
 from relax.grpo import Rollouts, ask, informative, reading, sample, score, stack
 from relax.hidden import backbone, capture_hidden
-from relax.objective import ReLaX
+from relax.objective import ReLaX, calibrate
 from relax.reasoner import load_reasoner, pretrain
 from relax.record import data_dir
 from relax.tasks import TASKS, Problem
 from relax.train import METHODS, TrainConfig, Trainer
-from relax.vision import (COLOURS, IMAGE, PICTURES, SUITES, VERSIONS, VISUAL, Patches, PictureError, Variants, blind_guess, check_pictures, grading_command, load_visual, new_seer, open_picture,
-                          parts_of, prepare_virl, read_scores, seen_batch, seen_loss, shown, trl_rows, visual_prompt, with_placeholders)
+from relax.vision import (COLOURS, IMAGE, PICTURES, QWEN_VL, SUITES, VERSIONS, VISUAL, Patches, PictureError, Variants, ask_noise, bench_vision, blind_guess, check_pictures, grading_command, load_visual, new_seer, open_picture,
+                          parts_of, prepare_virl, random_seer, read_scores, seen_batch, seen_loss, shown, trl_rows, visual_prompt, with_placeholders)
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = {name: i + 1 for i, name in enumerate(SUITES)}
@@ -510,7 +511,87 @@ def test_prepared_virl39k_is_what_trl_reads(tmp_path, folder):
     assert t.state.global_step == 1 and reward([[{"content": r"\boxed{3}"}]], ["3"]) == [1.0]
 
 
-# what is shipped
+# ---------------------------------------------------------------- the true shapes, and their bench at a tiny one
+
+TINY = Shape(2, 64, 4, 2, 128, 300, True, 16, tower=Tower(2, 32, 2, 48, 8, 2, 32, (1,)))
+
+
+def test_true_shapes_have_the_published_numbers_of_parameters():
+    "3.75 and 8.29 billion, in models without bytes; the arithmetic of `Shape` and `Tower` gives the same, adapters too."
+    for size, published in (("3B", 3.75), ("7B", 8.29)):
+        model = random_seer(QWEN_VL[size], rank=0, device="meta")
+        assert sum(p.numel() for p in model.parameters()) == QWEN_VL[size].parameters and round(QWEN_VL[size].parameters / 1e9, 2) == published
+        assert sum(p.numel() for n, p in model.named_parameters() if ".visual." in n) == QWEN_VL[size].parameters - QWEN[size].parameters
+        c = model.config
+        assert (c.image_token_id, c.vision_start_token_id, c.vision_end_token_id, c.video_token_id) == (151655, 151652, 151653, 151656)
+        assert c.text_config.rope_parameters["mrope_section"] == [16, 24, 24] and c.vision_config.fullatt_block_indexes == [7, 15, 23, 31]
+
+
+def test_a_policy_with_adapters_sees(tmp_path):
+    "Under PEFT our forward pass is that of transformers; ReLaX reaches every adapter, those of the tower too, through gradient checkpointing; NF4 covers what transformers' own loading covers."
+    model = random_seer(TINY, 4, "fp32")
+    for i, (n, p) in enumerate(model.named_parameters()):
+        if "lora_B" in n: torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(i))
+    asked = ask_noise(model, 2, 5, (48, 64))
+    with torch.no_grad():
+        ours = model(**reading(model, *asked.values())).logits
+        pixels, grids = (torch.cat(x) for x in zip(*asked["images"].prompts))
+        theirs = model(input_ids=asked["prompt_ids"], attention_mask=asked["prompt_mask"].long(), pixel_values=pixels, image_grid_thw=grids,
+                       mm_token_type_ids=(asked["prompt_ids"] == model.config.image_token_id).int()).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    r = answers(model, asked, 2, 12)
+    with torch.no_grad(): calibration = calibrate(score(model, r)[2], r.mask, 2, generator=torch.Generator().manual_seed(0))
+    apart = replace(r, images=r.images.apart())
+    assert len(r.images.prompts) == 2 and len(apart.images.prompts) == 4
+    torch.testing.assert_close(score(model, apart)[0], score(model, r)[0])
+    method = ReLaX(beta=0.1, n_observables=2)
+    method.loss(make_batch(model, model, apart, method, calibration, 2))[0].backward()
+    learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in learning.values()) == TINY.adapters(4) and sum(".visual." in n for n in learning) == 2 * (2 * 5 + 2)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learning.values())
+    four_bit = random_seer(TINY, 0, "nf4")
+    assert {n for n, m in four_bit.named_modules() if isinstance(m, torch.nn.Linear) and type(m).__name__ != "Linear4bit"} == {"lm_head"}
+
+
+@pytest.mark.parametrize("weights, rank", [("bf16", 4), ("nf4", 4)])
+def test_bench_runs_on_a_tiny_shape(weights, rank):
+    record = bench_vision(TINY, weights, rank, prompts=1, group=2, words=4, picture=(48, 64), response=20, rows=2, rounds=1, device="cpu")
+    assert set(record["update_seconds"]) == set(CONTESTANTS) and all(t > 0 for t in record["update_seconds"].values()) and record["update_ratio"]["grpo"] == 1
+    assert record["prompt"] == 12 + 2 + 4 and (record["responses"], record["response"]) == (2, 20) and record["parameters"] == TINY.parameters and record["picture"] == [48, 64]
+    json.dumps(record)
+
+
+def test_bench_writes_each_run_and_refuses_what_it_cannot_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(vision, "data_dir", lambda: tmp_path)
+    def measure(s, weights, rank):
+        if weights == "bf16": raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+        return {"parameters": s.parameters, "weights": weights}
+    monkeypatch.setattr(vision, "bench_vision", measure)
+    vision.bench_all_vision(["3B-lora"])
+    vision.bench_all_vision(["7B-qlora"])
+    written = json.loads((tmp_path / "bench_vision_gpu.json").read_text())
+    assert written["command"] == "python -m relax.vision bench" and written["runs"]["3B-lora"]["out_of_memory"] == "CUDA out of memory."
+    assert written["runs"]["7B-qlora"] == {"parameters": QWEN_VL["7B"].parameters, "weights": "nf4"} and len(written["runs"]) == 2
+    with pytest.raises(SystemExit, match="70B.*accepted are.*3B-lora"): vision.main(["bench", "70B"])
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="CUDA"): vision.main(["bench"])
+    with pytest.raises(ValueError, match="50 x 64.*multiples of 16"): ask_noise(random_seer(TINY, 0), 1, 4, (50, 64))
+
+
+def test_the_bench_trains_as_the_configurations_do():
+    assert {f"qwen2.5-vl-{name.lower()}" for name in vision.VISION_RUNS} == {p.stem for p in CONFIGS}
+    for name, (size, weights, rank) in vision.VISION_RUNS.items():
+        text = (ROOT / f"configs/qwen2.5-vl-{name.lower()}.yaml").read_text()
+        assert f"lora_r: {rank}\n" in text and (weights == "nf4") == ("load_in_4bit: true" in text) and f"VL-{size}-Instruct" in text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU of 24 GB: pytest tests/test_vision.py -k cuda")
+def test_cuda_bench_of_the_true_3b():
+    record = bench_vision(QWEN_VL["3B"], group=8, response=256, rows=8, rounds=1)
+    assert record["prompt"] == 1280 + 2 + 128 and 0 < record["peak_bytes"]["relax"] < 24e9
+
+
+# ---------------------------------------------------------------- what is shipped
 
 def test_the_shipped_reasoner_sees():
     "It answers more with pictures than without, on held-out problems, and its record says how it was made."
