@@ -19,7 +19,6 @@ import contextlib
 import copy
 import json
 import multiprocessing
-import resource
 import time
 import weakref
 from concurrent.futures import ProcessPoolExecutor
@@ -82,7 +81,7 @@ class Tower:
         "Norms, biases (every layer has them) and the convolution that takes the pixels of two frames."
         return (2 * self.layers + 1) * self.d + sum(o for _, o in self.linears(out)) + self.pixels * self.d
 
-
+# %% ../nbs/14_gpu.ipynb #cell-30
 @dataclass(frozen=True)
 class Shape:
     "A decoder with grouped-query attention and a gated MLP (Qwen2, Llama), by the numbers of its config.json; where it sees, with a vision tower before it."
@@ -125,12 +124,12 @@ class Shape:
         tower = self.tower.linears(self.d) if self.tower else []
         return rank * (self.layers * sum(i + o for i, o in self.linears().values()) + sum(i + o for i, o in tower))
 
-# %% ../nbs/14_gpu.ipynb #cell-30
+# %% ../nbs/14_gpu.ipynb #cell-31
 #: https://huggingface.co/Qwen/Qwen2.5-0.5B/blob/main/config.json and its siblings.
 QWEN = {"0.5B": Shape(24, 896, 14, 2, 4864, 151936, True, 64), "1.5B": Shape(28, 1536, 12, 2, 8960, 151936, True),
         "3B": Shape(36, 2048, 16, 2, 11008, 151936, True), "7B": Shape(28, 3584, 28, 4, 18944, 152064, False)}
 
-# %% ../nbs/14_gpu.ipynb #cell-33
+# %% ../nbs/14_gpu.ipynb #cell-34
 class Live(TorchDispatchMode):
     "Bytes of all tensors made inside that are still alive, in `now`, and the most there ever were, in `peak`."
 
@@ -155,7 +154,7 @@ class Live(TorchDispatchMode):
         del self.seen[key]
         self.now -= size
 
-# %% ../nbs/14_gpu.ipynb #cell-36
+# %% ../nbs/14_gpu.ipynb #cell-37
 def random_model(shape: Shape, rank: int = 32, weights: str = "bf16", device="cpu"):
     "A Qwen2 of that shape with random weights, adapters of `rank` (0: none, all weights learn) and gradient checkpointing."
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -172,7 +171,7 @@ def trainable(model, rank: int, weights: str):
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
 
-# %% ../nbs/14_gpu.ipynb #cell-37
+# %% ../nbs/14_gpu.ipynb #cell-38
 def adapted(model, rank: int):
     "The model with LoRA adapters on every linear layer of its blocks, as `lora_target_modules: [all-linear]` makes them."
     from peft import LoraConfig, get_peft_model
@@ -195,7 +194,7 @@ def quantise(model):
     model.is_loaded_in_4bit = True
     return model
 
-# %% ../nbs/14_gpu.ipynb #cell-38
+# %% ../nbs/14_gpu.ipynb #cell-39
 def materialise(model):
     "Give every parameter and buffer of a model on the device `meta` storage of its own (fake storage, inside a FakeTensorMode)."
     made = {}
@@ -230,14 +229,14 @@ def counted(shape: Shape, rank: int = 32, rows: int = 16, tokens: int = 1024, bu
             (logp.mean() + states.float().mean()).backward()
         return {"size": size, "kept": kept, "peak": live.peak - size}
 
-# %% ../nbs/14_gpu.ipynb #cell-41
+# %% ../nbs/14_gpu.ipynb #cell-42
 def count_all(rows: int = 16, tokens: int = 1024) -> list[dict]:
     "`counted` for every Qwen2.5 with adapters of rank 32, into data/bench_count.json."
     found = [{"model": name, "rank": 32, "rows": rows, "tokens": tokens, **counted(s, 32, rows, tokens)} for name, s in QWEN.items()]
     write_atomic(data_dir() / "bench_count.json", json.dumps({"command": "python -m relax.gpu count", "env": environment(), "counts": found}, indent=1) + "\n")
     return found
 
-# %% ../nbs/14_gpu.ipynb #cell-44
+# %% ../nbs/14_gpu.ipynb #cell-45
 #: bfloat16 numbers a token, in multiples of ff and of d, that a block holds at the worst moment of its backward pass (read off `counted`).
 BLOCK = (8, 16)
 #: float32 copies of a chunk of logits at the worst moment of its backward pass (read off `logit_peaks`, below), and logits in a chunk of ours; TRL has a kernel for it.
@@ -250,7 +249,7 @@ def activations(s: Shape, rows: int, tokens: int) -> dict:
     return {"block inputs": 2 * n * s.d * s.layers, "one block": 2 * n * (BLOCK[0] * s.ff + BLOCK[1] * s.d),
             "logits": 4 * LOGIT_COPIES * min(CHUNK, n * s.vocab)}
 
-# %% ../nbs/14_gpu.ipynb #cell-47
+# %% ../nbs/14_gpu.ipynb #cell-48
 @dataclass(frozen=True)
 class Card:
     "A GPU by its data sheet: bytes, dense bfloat16 operations a second, bytes a second."
@@ -276,7 +275,7 @@ NF4_DECODING = 2.0      # how much longer a decoding step takes when weights are
 NF4_UPDATE = 1.15       # the same for an update
 SCALING = 0.9           # of ideal speed, where weights are cut into shards
 
-# %% ../nbs/14_gpu.ipynb #cell-48
+# %% ../nbs/14_gpu.ipynb #cell-49
 @dataclass(frozen=True)
 class Setup:
     "What is trained and how, seen from one GPU."
@@ -293,7 +292,7 @@ class Setup:
     updates: int = 1       # optimizer steps on a generation batch
     image: int = 0         # tokens of a prompt's picture, where the model sees
 
-# %% ../nbs/14_gpu.ipynb #cell-49
+# %% ../nbs/14_gpu.ipynb #cell-50
 def static(s: Shape, c: Setup) -> dict:
     "Bytes that are always there: the model, what learns, its gradient and AdamW's two moments (float32)."
     trained, share = s.adapters(c.rank) if c.rank else s.parameters, c.world if c.sharded else 1
@@ -308,7 +307,7 @@ def kv_cache(s: Shape, tokens: int) -> int:
     "Bytes of the keys and values of `tokens` tokens, in bfloat16."
     return 2 * 2 * s.layers * s.kv * tokens
 
-
+# %% ../nbs/14_gpu.ipynb #cell-51
 #: bfloat16 numbers a token, in multiples of ff and of d, that a block with adapters holds at the worst moment of a forward pass without gradient (read off `Live`).
 FORWARD = (6, 8)
 
@@ -342,7 +341,7 @@ def peak(terms: dict) -> float:
     "The bytes of `memory` at the worst moment."
     return sum(terms["always"].values()) + max(sum(parts.values()) for phase, parts in terms.items() if phase != "always")
 
-# %% ../nbs/14_gpu.ipynb #cell-53
+# %% ../nbs/14_gpu.ipynb #cell-55
 @dataclass(frozen=True)
 class Recipe:
     "The paper's step (Table 3), and what its notes leave open as assumptions."
@@ -377,7 +376,7 @@ def update_seconds(s: Shape, c: Setup, card: Card, r: Recipe) -> float:
     flops = passes * (tokens * forward_flops(s, (r.prompt + r.response) / 2) + r.responses * tower_flops(s, c))
     return flops / (card.flops * MFU * c.world * (SCALING if c.sharded else 1)) * (NF4_UPDATE if c.weights == "nf4" else 1)
 
-# %% ../nbs/14_gpu.ipynb #cell-54
+# %% ../nbs/14_gpu.ipynb #cell-56
 def decoding_step(s: Shape, c: Setup, card: Card, r: Recipe, rows: int) -> float:
     "Seconds in which `rows` responses get one more token each."
     weights = 2 * (s.parameters - s.in_tower)
@@ -403,7 +402,7 @@ def step_seconds(s: Shape, c: Setup, card: Card, r: Recipe) -> dict:
     if not s.tower: return found  # a prompt of words is soon read
     return found | {"reading": r.responses * r.sampled_per_kept * (r.prompt * forward_flops(s, r.prompt / 2) + tower_flops(s, c)) / (card.flops * MFU * c.world)}
 
-# %% ../nbs/14_gpu.ipynb #cell-59
+# %% ../nbs/14_gpu.ipynb #cell-61
 WAYS = {"all weights": Setup("fp32", rank=0, sharded=True, vllm=0.4, updates=16), "LoRA": Setup(vllm=0.4), "QLoRA": Setup("nf4", sampled=256)}
 
 
@@ -431,7 +430,7 @@ def plan(sizes=QWEN, cards=CARDS, worlds=(1, 8, 64), r: Recipe = Recipe()) -> li
         rows.append(row)
     return rows
 
-# %% ../nbs/14_gpu.ipynb #cell-65
+# %% ../nbs/14_gpu.ipynb #cell-67
 def changes(c: Setup) -> dict:
     "Ways to need less, by what to write into the configuration, in the order in which to try them."
     found, fewer = {}, f"per_device_train_batch_size: {c.rows // 2}, twice the gradient_accumulation_steps and steps_per_generation, split_groups: true"
@@ -455,7 +454,7 @@ def advice(s: Shape, c: Setup, card: Card) -> list[str]:
         said.append(f"{what}: {now / 1e9:.1f} GB")
     return said
 
-# %% ../nbs/14_gpu.ipynb #cell-67
+# %% ../nbs/14_gpu.ipynb #cell-69
 def shape_of(model: str) -> Shape:
     "The shape of Qwen2.5 or Qwen2.5-VL by name, else by the model's config.json. Raises ValueError for other models that see."
     for name, s in QWEN.items():
@@ -469,7 +468,7 @@ def shape_of(model: str) -> Shape:
     return Shape(c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.intermediate_size, c.vocab_size, config.tie_word_embeddings,
                  getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads, c.model_type in ("qwen2", "qwen2_5_vl_text"), tower)
 
-# %% ../nbs/14_gpu.ipynb #cell-68
+# %% ../nbs/14_gpu.ipynb #cell-70
 def setup_of(args, model, world: int = 1) -> Setup:
     "The setup that a `ReLaXConfig` and TRL's ModelConfig describe."
     rank = model.lora_r if model.use_peft else 0
@@ -498,9 +497,10 @@ def report(path: str, world: int, card: Card) -> list[str]:
     lines.append(f"expected peak {peak(memory(s, c, card)) / 1e9:.1f} of {card.memory / 1e9:.1f} GB; an update and its rollouts {sum(t.values()) / 60:.1f} min ({t['sampling'] / 60:.1f} of it sampling)")
     return lines + advice(s, c, card)
 
-# %% ../nbs/14_gpu.ipynb #cell-75
+# %% ../nbs/14_gpu.ipynb #cell-77
 def one_peak(how: str, tokens: int, vocab: int, d: int, budget: int) -> int:
     "Bytes by which this process's resident memory grew at most, in log-probabilities of `tokens` and their backward pass; call it in a fresh process."
+    import resource  # not on Windows, where the rest of this module works
     torch.set_num_threads(1)
     g = torch.Generator().manual_seed(0)
     head, states, ids = nn.Linear(d, vocab, bias=False), torch.randn(1, tokens, d, generator=g).requires_grad_(), torch.randint(vocab, (1, tokens), generator=g)
@@ -525,7 +525,7 @@ def bench_memory() -> dict:
     write_atomic(data_dir() / "bench_memory.json", json.dumps(found, indent=1) + "\n")
     return found
 
-# %% ../nbs/14_gpu.ipynb #cell-79
+# %% ../nbs/14_gpu.ipynb #cell-81
 CONTESTANTS = {"grpo": GRPO(), "uniform_kl": GRPO(kl=0.01), "relax_alone": ReLaX(beta=0.0), "relax": ReLaX(beta=0.01)}
 
 
@@ -548,7 +548,7 @@ def update(model, reference, r: Rollouts, method, calibration, optimizer, group:
     optimizer.step()
     optimizer.zero_grad()
 
-# %% ../nbs/14_gpu.ipynb #cell-80
+# %% ../nbs/14_gpu.ipynb #cell-82
 def default_device() -> str: return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -586,7 +586,7 @@ def summary(found: dict, sampling: float, fit: float) -> dict:
             "update_ratio": {name: t / grpo for name, t in seconds.items()}, "step_ratio": {name: (sampling + t) / (sampling + grpo) for name, t in seconds.items()},
             "sampling_seconds": sampling, "fit_over_step": fit / (sampling + grpo)}
 
-# %% ../nbs/14_gpu.ipynb #cell-81
+# %% ../nbs/14_gpu.ipynb #cell-83
 def bench_steps(model, reference, roll, group: int, rows: int, rounds: int) -> dict:
     "One step of every contestant on the same rollouts, those that `roll()` samples, `rounds` times in turn after a warm-up; what was measured, on what."
     device, made, fitted = model.device, [], []
@@ -611,7 +611,7 @@ def bench_gpu(shape: Shape, weights: str = "nf4", rank: int = 32, prompts: int =
     measured = bench_steps(model, reference, lambda: rollouts(model, shape, prompts, group, prompt, response), group, rows, rounds)
     return {"weights": weights, "rank": rank, "parameters": shape.parameters} | measured
 
-# %% ../nbs/14_gpu.ipynb #cell-83
+# %% ../nbs/14_gpu.ipynb #cell-85
 #: What `python -m relax.gpu bench` measures: the model, and how it is trained.
 GPU_RUNS = {"0.5B-lora": ("0.5B", "bf16", 32), "1.5B-lora": ("1.5B", "bf16", 32), "1.5B-qlora": ("1.5B", "nf4", 32), "7B-qlora": ("7B", "nf4", 32)}
 
@@ -631,7 +631,7 @@ def bench_all(names=GPU_RUNS):
     runs = {name: partial(bench_gpu, QWEN[size], weights, rank) for name, (size, weights, rank) in GPU_RUNS.items() if name in names}
     record_benches(data_dir() / "bench_gpu.json", "python -m relax.gpu bench", runs)
 
-# %% ../nbs/14_gpu.ipynb #cell-91
+# %% ../nbs/14_gpu.ipynb #cell-93
 def main(arguments=None):
     "python -m relax.gpu plan --config FILE | table | count | memory | bench [NAME ...]"
     parser = argparse.ArgumentParser(prog="relax.gpu", description="What a run needs: expected by arithmetic (plan, table), counted (count), measured (memory, bench).")

@@ -13,7 +13,7 @@ __all__ = ['SIZE', 'COLOURS', 'GLYPHS', 'VERSIONS', 'COUNTDOWN', 'SUITES', 'PICT
            'visual_prompt', 'load_visual', 'grading_command', 'read_scores', 'parts_of', 'prepare_virl', 'trl_rows',
            'random_seer', 'ask_noise', 'bench_vision', 'bench_all_vision', 'parser', 'main']
 
-# %% ../nbs/15_vision.ipynb #cell-4
+# %% ../nbs/15_vision.ipynb #cell-5
 import copy
 import json
 import random
@@ -39,7 +39,7 @@ from .record import data_dir, environment
 from .reasoner import load_tokenizer, pretrain, thin, word_tokenizer
 from .tasks import TASKS, Countdown, Problem, Task, Verdict
 
-# %% ../nbs/15_vision.ipynb #cell-6
+# %% ../nbs/15_vision.ipynb #cell-7
 SIZE = 64
 COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 119, 180), "orange": (255, 140, 0), "purple": (148, 60, 189), "black": (40, 40, 40)}
 #: Five columns a sign, the lowest bit on top.
@@ -59,7 +59,7 @@ def write(draw, text: str, x: int, y: int, colour=(0, 0, 0), scale: int = 1):
                     left, top = x + scale * (6 * i + c), y + scale * r
                     draw.rectangle((left, top, left + scale - 1, top + scale - 1), colour)
 
-# %% ../nbs/15_vision.ipynb #cell-8
+# %% ../nbs/15_vision.ipynb #cell-9
 class Suite:
     """One kind of picture question. A subclass gives `name`, `after` (the benchmark whose kind it is), and
 
@@ -89,7 +89,7 @@ class Suite:
             text.append(f"see {' '.join(map(str, seen))} ; {work} {'!' if commit else '?'}")
             if commit: return " ".join(text)
 
-# %% ../nbs/15_vision.ipynb #cell-9
+# %% ../nbs/15_vision.ipynb #cell-10
 def answer_of(work: str) -> str: return work.rsplit("=", 1)[-1].strip()
 
 
@@ -104,7 +104,7 @@ def sums(*terms) -> str:
         total += t
     return " , ".join(steps)
 
-# %% ../nbs/15_vision.ipynb #cell-11
+# %% ../nbs/15_vision.ipynb #cell-12
 class Plots(Suite):
     name, after = "plots", "MathVista"
 
@@ -133,7 +133,7 @@ class Plots(Suite):
         if s["asked"] == "+": return sums(a, b)
         return f"{max(a, b)} - {min(a, b)} = {abs(a - b)}"
 
-# %% ../nbs/15_vision.ipynb #cell-13
+# %% ../nbs/15_vision.ipynb #cell-14
 VERSIONS = ("text dominant", "text lite", "vision intensive", "vision dominant", "vision only")
 
 
@@ -166,7 +166,7 @@ class Diagrams(Suite):
         a, b = seen[2], seen[4]
         return f"{a} * {b} = {a * b}" if seen[0] == "area" else sums(a, b) + f" , {sums(a + b, a + b)}"
 
-# %% ../nbs/15_vision.ipynb #cell-15
+# %% ../nbs/15_vision.ipynb #cell-16
 class Geometry(Suite):
     name, after = "geometry", "MathVision"
 
@@ -196,7 +196,7 @@ class Geometry(Suite):
         if s["asked"] == "perimeter": return sums(a, b) + f" , {sums(a + b, a + b)}"
         return f"{a} * {b} = {a * b} , {c} * {d} = {c * d} , {a * b} - {c * d} = {a * b - c * d}"
 
-# %% ../nbs/15_vision.ipynb #cell-17
+# %% ../nbs/15_vision.ipynb #cell-18
 class Variants(Suite):
     name, after, n = "variants", "DynaMath", 10
 
@@ -233,7 +233,7 @@ class Variants(Suite):
         a, b = seen[1], seen[3]
         return sums(a, b) if self.details(s)["sign"] == "+" else f"{max(a, b)} - {min(a, b)} = {abs(a - b)}"
 
-# %% ../nbs/15_vision.ipynb #cell-19
+# %% ../nbs/15_vision.ipynb #cell-20
 class Forces(Suite):
     name, after = "forces", "MMMU"
 
@@ -262,7 +262,7 @@ class Forces(Suite):
         net = f"{max(right, left) - min(right, left)}"
         return f"right {right} left {left} , {max(right, left)} - {min(right, left)} = {net}" + ("" if right == left else f" {'right' if right > left else 'left'}")
 
-# %% ../nbs/15_vision.ipynb #cell-21
+# %% ../nbs/15_vision.ipynb #cell-22
 class Indispensable(Suite):
     name, after = "indispensable", "MMStar"
 
@@ -296,10 +296,10 @@ def blind_guess(suite: str, prompt: str) -> str | None:
     counts = blind_answers(suite).get(prompt)
     return counts.most_common(1)[0][0] if counts else None
 
-# %% ../nbs/15_vision.ipynb #cell-23
+# %% ../nbs/15_vision.ipynb #cell-24
 COUNTDOWN = Countdown(max_number=6, max_value=36, p_solution=0.4)
 
-# %% ../nbs/15_vision.ipynb #cell-24
+# %% ../nbs/15_vision.ipynb #cell-25
 class Tiles(Suite):
     name, after, attempts = "tiles", "EMMA", 4
 
@@ -340,7 +340,7 @@ class Tiles(Suite):
 
 SUITES = {s.name: s for s in (Plots(), Diagrams(), Geometry(), Variants(), Forces(), Indispensable(), Tiles())}
 
-# %% ../nbs/15_vision.ipynb #cell-32
+# %% ../nbs/15_vision.ipynb #cell-33
 @dataclass(frozen=True)
 class PictureProblems(Task):
     """Picture questions; level i is the i-th of SUITES, and `level=None` draws from all seven alike, or by `weights`.
@@ -380,7 +380,7 @@ class PictureProblems(Task):
 
     def key(self, p: Problem) -> str: return SUITES[p.data["suite"]].key(p.data["scene"])
 
-# %% ../nbs/15_vision.ipynb #cell-33
+# %% ../nbs/15_vision.ipynb #cell-34
 @dataclass(frozen=True)
 class PictureTask(PictureProblems):
     __doc__ = PictureProblems.__doc__
@@ -406,7 +406,7 @@ class PictureTask(PictureProblems):
 
 PICTURES = TASKS.setdefault("pictures", PictureTask())
 
-# %% ../nbs/15_vision.ipynb #cell-36
+# %% ../nbs/15_vision.ipynb #cell-37
 MAX_PIXELS = 2**25  # 33 million: eight times what Qwen2.5-VL would look at, a ninth of what PIL calls a bomb
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
@@ -441,7 +441,7 @@ def open_picture(source) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
-# %% ../nbs/15_vision.ipynb #cell-39
+# %% ../nbs/15_vision.ipynb #cell-40
 IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 MARKER = re.compile(r"<image[ _]?\d*>")
 #: Turns as a plain prompt, their parts in order.
@@ -457,7 +457,7 @@ def with_placeholders(prompt: str, n: int) -> str:
     if marked: return MARKER.sub(START + IMAGE + END, prompt)
     return prompt + (START + IMAGE + END) * n
 
-# %% ../nbs/15_vision.ipynb #cell-41
+# %% ../nbs/15_vision.ipynb #cell-42
 @lru_cache
 def processor_class():
     "Made when first asked for, since importing transformers takes seconds."
@@ -481,12 +481,12 @@ def processor_class():
 
     return PictureProcessor
 
-# %% ../nbs/15_vision.ipynb #cell-43
+# %% ../nbs/15_vision.ipynb #cell-44
 def inner(model):
     "Vision tower and decoder, from under the head, and from under PEFT's wrapper, whose adapters stay in."
     return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
 
-
+# %% ../nbs/15_vision.ipynb #cell-45
 @dataclass
 class Patches:
     "The pictures of N rows: row i has those of `prompts[row[i]]`, a pair of patches (L, D) and grids (k, 3), k pictures as (time, height, width) in patches."
@@ -528,7 +528,7 @@ class Patches:
         positions, _ = inner(model).get_rope_index(ids, spots.int(), grids if len(grids) else None, attention_mask=mask.long())
         return {"inputs_embeds": words.masked_scatter(spots[..., None], torch.cat(seen).to(words)), "attention_mask": mask.long(), "position_ids": positions}
 
-# %% ../nbs/15_vision.ipynb #cell-44
+# %% ../nbs/15_vision.ipynb #cell-46
 def check_pictures(problems) -> tuple[list[list[Image.Image]], list[str]]:
     "Opened pictures and prompts with their placeholders, one each a problem. Raises PictureError, which names every wrong row."
     images, texts, wrong = [], [], {}
@@ -556,7 +556,7 @@ def ask(processor, problems) -> dict:
     batch = processor.tokenizer([t.replace("\0", IMAGE) for t in texts], return_tensors="pt", padding=True, padding_side="left")
     return {"prompt_ids": batch["input_ids"], "prompt_mask": batch["attention_mask"].bool(), "images": Patches(prompts, torch.arange(len(problems)))}
 
-# %% ../nbs/15_vision.ipynb #cell-48
+# %% ../nbs/15_vision.ipynb #cell-50
 def new_processor(words: list[str], patch: int = 8):
     "Tokenizer, one token a word, and image processor (the PIL one) of a small reasoner that sees. Pixels count from white, so that an empty patch is zero."
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -584,7 +584,7 @@ def new_seer(words: list[str], width: int = 128, layers: int = 3, heads: int = 4
         torch.manual_seed(seed)
         return Qwen2_5_VLForConditionalGeneration(config), p
 
-# %% ../nbs/15_vision.ipynb #cell-59
+# %% ../nbs/15_vision.ipynb #cell-61
 def seen_batch(task, processor, problems, rng, decision_weight: float = 4.0, p_blind: float = 0.1):
     """Demonstrations as tensors: ids (B, L), right-padded, the weight (B, L) of each token in the loss, and the pictures.
 
@@ -615,12 +615,12 @@ def seen_loss(model, ids, weight, images, pad: int, n_buckets: int = 3):
         parts.append((F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten(), reduction="none") * w[:, 1:].flatten()).sum())
     return sum(parts) / total
 
-# %% ../nbs/15_vision.ipynb #cell-60
+# %% ../nbs/15_vision.ipynb #cell-62
 def shown(model, processor, task, problems, rng):
     "`seen_loss` of fresh demonstrations of some problems: what `relax.reasoner.pretrain` lowers here."
     return seen_loss(model, *seen_batch(task, processor, problems, rng), processor.pad_token_id)
 
-# %% ../nbs/15_vision.ipynb #cell-61
+# %% ../nbs/15_vision.ipynb #cell-63
 RECIPES = {"pictures-small": dict(task="pictures", weights=[1, 1, 1, 1, 1, 1, 3], steps=5000, batch_size=32, lr=2e-3)}  # tiles oftener: reading them is easy, the arithmetic is not
 
 
@@ -637,7 +637,7 @@ def make_seer(name: str, folder: Path, progress: bool = True) -> dict:
     (folder / name / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
 
-# %% ../nbs/15_vision.ipynb #cell-64
+# %% ../nbs/15_vision.ipynb #cell-66
 def load_processor(source: str):
     "The processor of a checkpoint of the Qwen2.5-VL family, without videos (and so without torchvision), padding on the left."
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -649,7 +649,7 @@ def load_seer(source: str, **kwargs):
     from transformers import Qwen2_5_VLForConditionalGeneration
     return load_processor(source), Qwen2_5_VLForConditionalGeneration.from_pretrained(source, **kwargs)
 
-# %% ../nbs/15_vision.ipynb #cell-66
+# %% ../nbs/15_vision.ipynb #cell-68
 def picture_frame(arms: dict, table: str = "evals") -> pd.DataFrame:
     """The last evaluation in `table` of every run of each arm, one row a problem: run, arm, seed, suite, k, problem, score (share of k samples that were right).
 
@@ -669,7 +669,7 @@ def picture_frame(arms: dict, table: str = "evals") -> pd.DataFrame:
             frames.append(t[names])
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=names)
 
-# %% ../nbs/15_vision.ipynb #cell-70
+# %% ../nbs/15_vision.ipynb #cell-72
 def misread_words(words: list[str], truth: list) -> list[bool]:
     "For each word of a response: was it read off the picture, between `see` and `;`, and is it not what stands there?"
     flags, expected = [], iter(())
@@ -696,7 +696,7 @@ def draw_answers(answers: list[tuple]):
             x += 0.062 * (len(word) + 1.2)
     return fig
 
-# %% ../nbs/15_vision.ipynb #cell-76
+# %% ../nbs/15_vision.ipynb #cell-78
 @dataclass(frozen=True)
 class VisualBenchmark:
     """Where a benchmark's rows are and what its columns mean. Columns are those that the tasks of lmms-eval read (lmms_eval/tasks/<name>/utils.py),
@@ -732,7 +732,7 @@ VISUAL = {b.name: b for b in (
     VisualBenchmark("mmstar", "Lin-Chen/MMStar", "val", ident="index", lmms="mmstar", vlmeval="MMStar", metric="average", scale=100),
     VisualBenchmark("emma", "lmms-lab/EMMA", "test", "All", pictures=many(5), options="options", before="context", ident="pid", lmms="emma", vlmeval="EMMA", metric="emma_score", scale=100))}
 
-# %% ../nbs/15_vision.ipynb #cell-77
+# %% ../nbs/15_vision.ipynb #cell-79
 def visual_prompt(b: VisualBenchmark, row: dict) -> tuple[str, list]:
     "Question and pictures of a row. Each marker stands for its own picture once; a second mention stays in words. Without markers all pictures come first."
     choices = row.get(b.options) if b.options else None
@@ -768,7 +768,7 @@ def load_visual(name: str, source=None, split: str | None = None, blind: bool = 
         problems.append(Problem(MARKER.sub("", prompt) if blind else prompt, 0, {"answer": str(row[b.answer]), "images": [] if blind else images, "id": str(row[b.ident])}))
     return problems
 
-# %% ../nbs/15_vision.ipynb #cell-78
+# %% ../nbs/15_vision.ipynb #cell-80
 def grading_command(model: str, tool: str = "lmms-eval", names=tuple(VISUAL), output: str = "out/visual") -> str:
     "The command that answers and grades benchmarks with lmms-eval or VLMEvalKit. Several of them call a judge model: see the tool's page for its key."
     if unknown := [n for n in names if n not in VISUAL]: raise ValueError(f"names: got {unknown}, accepted are {', '.join(VISUAL)}")
@@ -790,7 +790,7 @@ def read_scores(path) -> dict[str, float]:
     if not found: raise ValueError(f"path: {path} has results of {', '.join(results)}; accepted are those of {', '.join(b.lmms for b in VISUAL.values())}")
     return found
 
-# %% ../nbs/15_vision.ipynb #cell-80
+# %% ../nbs/15_vision.ipynb #cell-82
 def parts_of(question: str, n: int, instruction: str) -> list[dict]:
     "A question as the parts of a user turn, pictures where it marks them, else first. Raises ValueError where the counts differ."
     texts = MARKER.split(question)
@@ -818,13 +818,13 @@ def prepare_virl(folder, source: str = "39Krelease.parquet", progress: bool = Tr
     (folder / "wrong.json").write_text(json.dumps(wrong, indent=1))
     return folder / "train.jsonl", wrong
 
-# %% ../nbs/15_vision.ipynb #cell-81
+# %% ../nbs/15_vision.ipynb #cell-83
 def trl_rows(problems) -> list[dict]:
     "Picture problems as TRL's rows: a conversation, its opened pictures, and the problem's number for the reward function. Raises PictureError."
     images, _ = check_pictures(problems)
     return [{"prompt": [{"role": "user", "content": [{"type": "text", "text": p.prompt}, *[{"type": "image", "text": None}] * len(im)]}], "images": im, "number": i} for i, (p, im) in enumerate(zip(problems, images))]
 
-# %% ../nbs/15_vision.ipynb #cell-83
+# %% ../nbs/15_vision.ipynb #cell-85
 QWEN_VL = {size: shape_of(f"Qwen2.5-VL-{size}-Instruct") for size in ("3B", "7B")}
 
 
@@ -841,7 +841,7 @@ def random_seer(s: Shape, rank: int = 32, weights: str = "bf16", device="cpu"):
     with torch.device(device): model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.float32 if weights == "fp32" else torch.bfloat16)
     return trainable(model, rank, weights)
 
-# %% ../nbs/15_vision.ipynb #cell-86
+# %% ../nbs/15_vision.ipynb #cell-88
 def ask_noise(model, prompts: int, words: int, picture: tuple[int, int]) -> dict:
     "What `sample` reads: `prompts` pictures of noise, `picture` = (width, height) in pixels, each with `words` random words behind it. Raises ValueError where patches do not fill the picture."
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -868,7 +868,7 @@ def bench_vision(s: Shape, weights: str = "nf4", rank: int = 32, prompts: int = 
     measured = bench_steps(model, model if rank else copy.deepcopy(model), roll, group, rows, rounds)
     return {"weights": weights, "rank": rank, "parameters": s.parameters, "picture": list(picture), "apart": apart} | measured
 
-# %% ../nbs/15_vision.ipynb #cell-87
+# %% ../nbs/15_vision.ipynb #cell-89
 #: What `python -m relax.vision bench` measures: the model, and how it is trained, as in configs/qwen2.5-vl-*.yaml.
 VISION_RUNS = {"3B-lora": ("3B", "bf16", 32), "3B-qlora": ("3B", "nf4", 32), "7B-qlora": ("7B", "nf4", 32)}
 
@@ -878,7 +878,7 @@ def bench_all_vision(names=VISION_RUNS):
     runs = {name: partial(bench_vision, QWEN_VL[size], weights, rank) for name, (size, weights, rank) in VISION_RUNS.items() if name in names}
     record_benches(data_dir() / "bench_vision_gpu.json", "python -m relax.vision bench", runs)
 
-# %% ../nbs/15_vision.ipynb #cell-93
+# %% ../nbs/15_vision.ipynb #cell-95
 def parser():
     import argparse
     p = argparse.ArgumentParser("relax.vision", description="Prepare ViRL39K for TRL; print the command that grades a model on the visual benchmarks; train a small reasoner that sees; "
@@ -910,5 +910,5 @@ def main(arguments=None):
         else: print(make_seer(a.name, Path(a.folder))["cpu_seconds"], "seconds of one core")
     except ValueError as error: raise SystemExit(f"relax.vision: {error}")
 
-# %% ../nbs/15_vision.ipynb #cell-95
+# %% ../nbs/15_vision.ipynb #cell-97
 if __name__ == "__main__" and "__file__" in globals(): main()  # as `python -m relax.vision`, not when this notebook runs
