@@ -119,10 +119,8 @@ class Shape:
 
     @property
     def parameters(self) -> int: return self.in_blocks + self.in_tower + self.elsewhere
-
     def adapters(self, rank: int) -> int:
-        tower = self.tower.linears(self.d) if self.tower else []
-        return rank * (self.layers * sum(i + o for i, o in self.linears().values()) + sum(i + o for i, o in tower))
+        return rank * sum(i + o for i, o in [*self.linears().values()] * self.layers + (self.tower.linears(self.d) if self.tower else []))
 
 # %% ../nbs/14_gpu.ipynb #cell-31
 #: https://huggingface.co/Qwen/Qwen2.5-0.5B/blob/main/config.json and its siblings.

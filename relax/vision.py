@@ -495,7 +495,6 @@ class Patches:
 
     def __len__(self) -> int: return len(self.row)
     def __getitem__(self, rows) -> "Patches": return Patches(self.prompts, self.row[rows])
-
     def repeat_interleave(self, n: int, dim: int = 0) -> "Patches": return Patches(self.prompts, self.row.repeat_interleave(n))
     def apart(self) -> "Patches": return Patches([self.prompts[i] for i in self.row.tolist()], torch.arange(len(self)).to(self.row))
     def to(self, device) -> "Patches": return Patches([(a.to(device), b.to(device)) for a, b in self.prompts], self.row.to(device))
