@@ -289,9 +289,8 @@ class Trainer(Checkpointing):
         "Held-out problems, the same for every method and seed, into evals.csv, and a few responses into samples.jsonl."
         c, generator = self.config, self.generator("eval", self.step)
         problems = self.task.problems(c.eval_problems, "heldout", c.level)
-        rows = evaluate(self.model, self.tokenizer, self.task, problems, c.eval_samples, c.temperature, c.max_new_tokens, generator)
+        log_evaluation(run, self.step, evaluate(self.model, self.tokenizer, self.task, problems, c.eval_samples, c.temperature, c.max_new_tokens, generator))
         log_controls(run, self.step, self.model, self.tokenizer, self.task, problems, temperature=c.temperature, max_new_tokens=c.max_new_tokens, generator=generator)
-        log_evaluation(run, self.step, rows)
 
     def fit(self, run: Run, progress: bool = True):
         "Train up to config.steps, logging every step; Ctrl-C ends after the step at hand, with a checkpoint."
