@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'Problem', 'Verdict', 'hashed_coin', 'is_heldout', 'Task', 'apply_op', 'combine', 'show', 'legal_steps',
            'solutions', 'is_number', 'take_step', 'random_steps', 'CountdownProblems', 'Countdown', 'WaypointsProblems',
-           'WaypointsWalks', 'Waypoints', 'gap', 'is_arithmetic', 'ReasoningGym', 'Unstated', 'canonical', 'has_choice',
+           'WaypointsWalks', 'Waypoints', 'gap', 'is_arithmetic', 'ReasoningGym', 'Unstated', 'canonical',
            'first_moves']
 
 # %% ../nbs/05_tasks.ipynb #cell-4
@@ -395,18 +395,18 @@ class Unstated(Task):
     """`task` with a requirement that the prompt does not state: each way of solving a problem is accepted with probability `p_accepted`.
 
     way(verdict, response) names the way of a correct response, and is the `answer` of its verdict. A problem carries a `secret` that decides
-    which ways are accepted, so the same prompt can come again with another taste; by bad luck no way may be. `suits(problem)` says which
-    problems of `task` are asked, `level` of which level where none is asked for.
+    which ways are accepted, so the same prompt can come again with another taste; by bad luck no way may be. `levels` says which levels
+    of `task` are asked, by default all.
     """
     task: Task
     way: Callable[[Verdict, str], str]
-    suits: Callable[[Problem], bool] = bool
-    level: int | None = None
+    levels: tuple | None = None
     p_accepted: float = 0.5
 
     def __post_init__(self):
         if not 0 < self.p_accepted <= 1: raise ValueError(f"p_accepted: got {self.p_accepted}, accepted is a probability above 0")
-        if self.level not in (None, *self.task.levels): raise ValueError(f"level: got {self.level}, {self.task.name} has {self.task.levels}")
+        if self.levels is None: object.__setattr__(self, "levels", self.task.levels)
+        if not self.levels or set(self.levels) - set(self.task.levels): raise ValueError(f"levels: got {self.levels}, {self.task.name} has {self.task.levels}")
 
     @property
     def name(self) -> str: return f"{self.task.name}-unstated"
@@ -417,7 +417,8 @@ class Unstated(Task):
         return getattr(self.task, name)
 
     def draw(self, level, rng) -> Problem:
-        while not self.suits(p := self.task.draw(level or self.level, rng)): pass
+        if level is None and len(self.levels) == 1: level, = self.levels
+        while (p := self.task.draw(level, rng)).level not in self.levels: pass
         return Problem(p.prompt, p.level, p.data | {"secret": rng.getrandbits(32)})
 
     def verify(self, p: Problem, response: str) -> Verdict:
@@ -432,12 +433,9 @@ def canonical(v: Verdict, response: str) -> str:
     return v.answer
 
 
-def has_choice(p: Problem) -> bool: return Countdown().n_solutions(p) >= 2
-
-
 def first_moves(v: Verdict, response: str) -> str:
     "Waypoints' way: the first two moves."
     return " ".join(v.answer.split()[:2])
 
 # %% ../nbs/05_tasks.ipynb #cell-48
-TASKS = {t.name: t for t in (Countdown(), Waypoints(), Unstated(Countdown(), canonical, has_choice), Unstated(Waypoints(), first_moves, level=1))}
+TASKS = {t.name: t for t in (Countdown(), Waypoints(), Unstated(Countdown(), canonical, levels=(1, 2)), Unstated(Waypoints(), first_moves, levels=(1,)))}

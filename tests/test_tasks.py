@@ -208,6 +208,7 @@ def test_unstated_accepts_half_of_the_ways_and_all_answers_of_one_way_alike(task
 def test_unstated_hides_the_taste_and_keeps_the_split():
     task = TASKS["countdown-unstated"]
     assert min(task.n_solutions(p) for p in task.problems(40)) >= 2
+    with pytest.raises(ValueError, match="level: got 3"): task.problems(1, level=3)  # a single solution each: not asked here, and not searched for forever
     prompts = [p for seed in range(30) for p in task.problems(20, seed=seed)]
     tastes = {}
     for p in prompts: tastes.setdefault(p.prompt, set()).add(p.data["secret"])
@@ -225,6 +226,6 @@ def test_unstated_with_certain_acceptance_is_the_task_itself():
     assert task.verify(p, "nonsense").outcome == "unparsable"
 
 
-@pytest.mark.parametrize("options, said", [(dict(p_accepted=0.0), "p_accepted"), (dict(p_accepted=1.1), "p_accepted"), (dict(level=9), "level")])
+@pytest.mark.parametrize("options, said", [(dict(p_accepted=0.0), "p_accepted"), (dict(p_accepted=1.1), "p_accepted"), (dict(levels=(9,)), "levels"), (dict(levels=()), "levels")])
 def test_unstated_refuses(options, said):
     with pytest.raises(ValueError, match=said): Unstated(Countdown(), canonical, **options)
