@@ -10,11 +10,14 @@ import importlib
 import io
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
+
+from relax import record
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in ROOT.glob("nbs/**/*.ipynb") if ".ipynb_checkpoints" not in p.parts and p.stem != "index")
@@ -125,6 +128,7 @@ def test_solutions_run(notebook, monkeypatch, tmp_path):
     torch.set_num_threads(1)
     matplotlib.use("agg")
     monkeypatch.chdir(tmp_path)
+    for name in ("save_figure", "save_table"): monkeypatch.setattr(record, name, partial(getattr(record, name), folder=tmp_path))  # a test draws nothing into figures/
     before, found = cells(notebook), [s for s in solutions(notebook) if s]
     space = namespace(notebook) | {"__name__": notebook.stem, "display": print}
     wanted = sorted(set().union(*(needed(s, before) for s in found)))
