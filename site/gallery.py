@@ -46,7 +46,7 @@ def run_lines(card: dict) -> str:
     "The runs behind a card, by arm, each leading to its record."
     arms = {}
     for run_id in card["runs"]: arms.setdefault(arm(run_id), []).append(RUN.match(run_id)[2])
-    return "\n".join(f"- [{a}](../runs.md#{a}), seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}" for a, seeds in arms.items()) or "None: drawn from files or from systems computed in the notebook."
+    return "\n".join(f"- [{a}](../runs.md#{a.replace('.', '')}), seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}" for a, seeds in arms.items()) or "None: drawn from files or from systems computed in the notebook."
 
 
 def provenance(card: dict) -> str:
