@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'Problem', 'Verdict', 'hashed_coin', 'is_heldout', 'Task', 'apply_op', 'combine', 'show', 'legal_steps',
            'solutions', 'is_number', 'take_step', 'random_steps', 'CountdownProblems', 'Countdown', 'WaypointsProblems',
-           'WaypointsWalks', 'Waypoints', 'gap', 'is_arithmetic', 'ReasoningGym', 'Unstated', 'canonical',
+           'WaypointsWalks', 'Waypoints', 'gap', 'is_arithmetic', 'ReasoningGym', 'Unstated', 'canonical', 'spelled',
            'first_moves']
 
 # %% ../nbs/05_tasks.ipynb #cell-4
@@ -396,20 +396,19 @@ class Unstated(Task):
 
     way(verdict, response) names the way of a correct response, and is the `answer` of its verdict. A problem carries a `secret` that decides
     which ways are accepted, so the same prompt can come again with another taste; by bad luck no way may be. `levels` says which levels
-    of `task` are asked, by default all.
+    of `task` are asked, by default all; `name` is by default that of `task`, "-unstated".
     """
     task: Task
     way: Callable[[Verdict, str], str]
     levels: tuple | None = None
     p_accepted: float = 0.5
+    name: str | None = None
 
     def __post_init__(self):
+        if self.name is None: object.__setattr__(self, "name", f"{self.task.name}-unstated")
         if not 0 < self.p_accepted <= 1: raise ValueError(f"p_accepted: got {self.p_accepted}, accepted is a probability above 0")
         if self.levels is None: object.__setattr__(self, "levels", self.task.levels)
         if not self.levels or set(self.levels) - set(self.task.levels): raise ValueError(f"levels: got {self.levels}, {self.task.name} has {self.task.levels}")
-
-    @property
-    def name(self) -> str: return f"{self.task.name}-unstated"
 
     def __getattr__(self, name):
         "The rest is that of `task`: words, levels, keys, counts of solutions and demonstrations, which know of no taste."
@@ -433,9 +432,16 @@ def canonical(v: Verdict, response: str) -> str:
     return v.answer
 
 
+def spelled(v: Verdict, response: str) -> str:
+    "Countdown's way, to the letter: the steps of the attempt that succeeds."
+    return response.split("?")[-1].strip(" !")
+
+
 def first_moves(v: Verdict, response: str) -> str:
     "Waypoints' way: the first two moves."
     return " ".join(v.answer.split()[:2])
 
-# %% ../nbs/05_tasks.ipynb #cell-48
-TASKS = {t.name: t for t in (Countdown(), Waypoints(), Unstated(Countdown(), canonical, levels=(1, 2)), Unstated(Waypoints(), first_moves, levels=(1,)))}
+# %% ../nbs/05_tasks.ipynb #cell-49
+TASKS = {t.name: t for t in (
+    Countdown(), Waypoints(), Unstated(Countdown(), canonical, levels=(1, 2)),
+    Unstated(Countdown(), spelled, levels=(1, 2), p_accepted=0.25, name="countdown-spelled"), Unstated(Waypoints(), first_moves, levels=(1,)))}

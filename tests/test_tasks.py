@@ -193,8 +193,8 @@ def solved(task, p, n=60):
     return {r for r in (task.demonstration(p, rng) for _ in range(n)) if task.task.verify(p, r).correct}
 
 
-@pytest.mark.parametrize("task", [TASKS["countdown-unstated"], TASKS["waypoints-unstated"]], ids=lambda t: t.name)
-def test_unstated_accepts_half_of_the_ways_and_all_answers_of_one_way_alike(task):
+@pytest.mark.parametrize("task", [TASKS[name] for name in ("countdown-unstated", "countdown-spelled", "waypoints-unstated")], ids=lambda t: t.name)
+def test_unstated_accepts_its_share_of_the_ways_and_all_answers_of_one_way_alike(task):
     tosses, alike = {}, []
     for p in task.problems(60):
         for r in solved(task, p):
@@ -202,7 +202,8 @@ def test_unstated_accepts_half_of_the_ways_and_all_answers_of_one_way_alike(task
             assert v.outcome in ("correct", "wrong") and (v.answer == way if v.correct else v.answer is None)
             alike.append(tosses.setdefault((p.data["secret"], way), v.correct) == v.correct)
     assert all(alike) and len(alike) > len(tosses) > 100
-    assert abs(sum(tosses.values()) / len(tosses) - 0.5) < 3 * 0.5 / len(tosses) ** 0.5
+    p = task.p_accepted
+    assert abs(sum(tosses.values()) / len(tosses) - p) < 3 * (p * (1 - p) / len(tosses)) ** 0.5
 
 
 def test_unstated_hides_the_taste_and_keeps_the_split():
@@ -216,6 +217,11 @@ def test_unstated_hides_the_taste_and_keeps_the_split():
     assert task.problems(5) == task.problems(5) and [p.data["secret"] for p in task.problems(5)] == [p.data["secret"] for p in task.problems(5)]
     assert task.words == Countdown().words and task.max_new_tokens == Countdown().max_new_tokens
     assert {p.level for p in TASKS["waypoints-unstated"].problems(20)} == {1}
+
+
+def test_spelled_tells_orders_apart_and_forgets_what_was_given_up():
+    p, way = Countdown().problem((3, 1, 8), 11), lambda r: TASKS["countdown-spelled"].way(Countdown().verify(p, r), r)
+    assert way("8 + 1 = 9 , 9 - 3 = 6 ? 3 + 8 = 11 , 11 * 1 = 11 !") == way("3 + 8 = 11 , 11 * 1 = 11 !") != way("8 + 3 = 11 , 11 * 1 = 11 !")
 
 
 def test_unstated_with_certain_acceptance_is_the_task_itself():
