@@ -120,7 +120,7 @@ EXPERIMENTS = {
     "deviations": Experiment("Do paper and draft code train alike?", "equations 7 to 12, Table 3", ("grpo", "relax", *DEVIATIONS)),
     "signals": Experiment("Does a signal that cannot be gamed help?", "beyond the paper", ("grpo", "uniform_kl", "half_lr", "relax", "relax_refresh", *SIGNALS), seeds=5,
                           model="countdown-tiny", task="countdown-unstated", config=(("steps", 200),), kept=()),
-    "signals_spelled": Experiment("And on a second such task?", "beyond the paper", (*CONTROLS, "bonus_random", "bonus_rarity", "bonus_dsd", "bonus_ref_dsd", "bonus_novelty"),
+    "signals_spelled": Experiment("And on a second such task?", "beyond the paper", (*CONTROLS, "quarter_lr", "bonus_random", "bonus_rarity", "bonus_dsd", "bonus_ref_dsd", "bonus_novelty"),
                                   seeds=5, model="countdown-tiny", task="countdown-spelled", config=(("steps", 200),), kept=()),
     "sizes": Experiment("Does it hold for a model of a sixth of the size?", "Table 2", (*CONTROLS, *RIVALS), model="countdown-tiny", kept=()),
     "waypoints": Experiment("Does it hold on another task, with longer responses?", "Table 2", tuple(CONTROLS), model="waypoints-small", task="waypoints",
