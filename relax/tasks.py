@@ -446,4 +446,4 @@ def first_moves(v: Verdict, response: str) -> str:
 WIDE = Countdown(max_number=15, name="countdown-wide")
 TASKS = {t.name: t for t in (
     Countdown(), Waypoints(), WIDE, Unstated(WIDE, canonical, levels=(1,), name="countdown-unstated"),
-    Unstated(WIDE, spelled, levels=(1,), p_accepted=0.25, name="countdown-spelled"), Unstated(Waypoints(), first_moves, levels=(1,)))}
+    Unstated(WIDE, spelled, levels=(1,), name="countdown-spelled"), Unstated(Waypoints(), first_moves, levels=(1,)))}

@@ -137,7 +137,7 @@ def oracle(path: Path) -> str:
     "pass@8 of the oracle with the uniform KL beside the best row without an oracle, for each unstated setting of the tuning log that has both."
     settings, score = {}, lambda r: float(r["pass@8"])
     for r in rows(path):
-        if r["task"].endswith("-unstated") and r["pass@8"]: settings.setdefault((r["task"], r["note"]), []).append(r)
+        if r["note"].startswith("way:") and r["pass@8"]: settings.setdefault((r["task"], r["note"]), []).append(r)
     lines = []
     for (task, note), found in settings.items():
         paid, other = ([r for r in found if (r["arm"] == "bonus_rarity") == is_oracle] for is_oracle in (True, False))

@@ -208,9 +208,9 @@ def test_unstated_accepts_its_share_of_the_ways_and_all_answers_of_one_way_alike
 
 def test_unstated_hides_the_taste_and_keeps_the_split():
     task = TASKS["countdown-unstated"]
-    assert min(task.n_solutions(p) for p in task.problems(40)) >= 2
+    assert min(task.n_solutions(p) for p in task.problems(40)) >= 4
     with pytest.raises(ValueError, match="level: got 3"): task.problems(1, level=3)  # a single solution each: not asked here, and not searched for forever
-    prompts = [p for seed in range(30) for p in task.problems(20, seed=seed)]
+    prompts = [p for seed in range(60) for p in task.problems(20, seed=seed)]
     tastes = {}
     for p in prompts: tastes.setdefault(p.prompt, set()).add(p.data["secret"])
     assert max(map(len, tastes.values())) > 1 and not {task.key(p) for p in prompts} & {task.key(p) for p in task.problems(200, "heldout")}
