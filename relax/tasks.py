@@ -395,9 +395,8 @@ class ReasoningGym(Task):
 class Unstated(Task):
     """`task` with a requirement that the prompt does not state: each way of solving a problem is accepted with probability `p_accepted`.
 
-    way(verdict, response) names the way of a correct response, and is the `answer` of its verdict. A problem carries a `secret` that decides
-    which ways are accepted, so the same prompt can come again with another taste; by bad luck no way may be. `levels` says which levels
-    of `task` are asked, by default all; `name` is by default that of `task`, "-unstated".
+    way(verdict, response) names the way of a correct response and is the `answer` of its verdict. A problem's `secret` decides which ways are accepted
+    (by bad luck none), so a prompt can come again with another taste. Asked are `levels` of `task`, by default all; `name` is by default "...-unstated".
     """
     task: Task
     way: Callable[[Verdict, str], str]
