@@ -150,9 +150,8 @@ def random_steps(numbers: tuple, max_value: int, rng) -> tuple[list, int]:
 class CountdownProblems(Task):
     """Make `target` from `numbers` with + - * /, each used once, no result outside 0..max_value.
 
-    A response is a row of attempts `a op b = c , d op e = f`, each closed by `?` (try again) or `!` (commit); only the
-    committed attempt counts. Levels: 1 has four or more distinct solutions, 2 two or three, 3 a single one (three numbers
-    each); 4 has four numbers. A prompt's `level=None` draws from 1-3 as they come.
+    A response is a row of attempts `a op b = c , d op e = f`, each closed by `?` (try again) or `!` (commit); only the committed one counts.
+    Levels: 1 has four or more distinct solutions, 2 two or three, 3 a single one (three numbers each); 4 has four numbers. `level=None` draws from 1-3.
     """
     max_number: int = 10
     max_value: int = 59
