@@ -131,18 +131,3 @@ def tuning(path: Path) -> str:
     "The tuning log as a table."
     kept = ("date", "task", "arm", "steps", "lr", "kl", "beta", "pass@1", "pass@8", "pass@32", "note")
     return table(kept, [[r[k] for k in kept] for r in rows(path)])
-
-
-def oracle(path: Path) -> str:
-    "pass@8 of the oracle with the uniform KL beside the best row without an oracle, for each unstated setting of the tuning log that has both."
-    settings, score = {}, lambda r: float(r["pass@8"])
-    for r in rows(path):
-        if r["note"].startswith("way:") and r["pass@8"]: settings.setdefault((r["task"], r["note"]), []).append(r)
-    lines = []
-    for (task, note), found in settings.items():
-        paid, other = ([r for r in found if (r["arm"] == "bonus_rarity") == is_oracle] for is_oracle in (True, False))
-        paid = [r for r in paid if float(r["kl"])]
-        if paid and other:
-            o, best = max(paid, key=score), max(other, key=score)
-            lines.append([task, note, f"{score(o):.3f}", f"{score(best):.3f}", f"{best['arm']}, lr {best['lr']}"])
-    return table(["task", "note", "oracle, pass@8", "best other, pass@8", "which"], lines)
