@@ -592,7 +592,7 @@ def bench_steps(model, reference, roll, group: int, rows: int, rounds: int) -> d
     sampling, sampling_peak = timed(lambda: made.append(roll()), device)
     r, m = made[0], min(50, made[0].ids.shape[1] // 5)
     with torch.no_grad(): hidden = score(model, r, n_buckets=max(1, len(r) // rows))[2].float()
-    fit, _ = timed(lambda: fitted.append(calibrate(hidden, r.mask, m, generator=torch.Generator(device).manual_seed(0))), device)
+    fit, _ = timed(lambda: fitted.append(calibrate(hidden, r.mask, m, generator=torch.Generator().manual_seed(0))), device)  # W is drawn on the processor
     found = {name: [] for name in CONTESTANTS}
     for turn in range(rounds + 1):
         for name, method in CONTESTANTS.items():
@@ -629,7 +629,7 @@ def bench_all(names=GPU_RUNS):
     runs = {name: partial(bench_gpu, QWEN[size], weights, rank) for name, (size, weights, rank) in GPU_RUNS.items() if name in names}
     record_benches(data_dir() / "bench_gpu.json", "python -m relax.gpu bench", runs)
 
-# %% ../nbs/14_gpu.ipynb #cell-93
+# %% ../nbs/14_gpu.ipynb #cell-96
 def main(arguments=None):
     "python -m relax.gpu plan --config FILE | table | count | memory | bench [NAME ...]"
     parser = argparse.ArgumentParser(prog="relax.gpu", description="What a run needs: expected by arithmetic (plan, table), counted (count), measured (memory, bench).")

@@ -387,9 +387,9 @@ def notebook_table() -> str:
     return markdown_table(pd.DataFrame(rows).T)
 
 
-def bench_table() -> str:
-    "data/bench.json as a table: what was compared, the ratio, the target."
-    path = data_dir() / "bench.json"
+def bench_table(name: str = "bench") -> str:
+    "data/NAME.json as a table: what was compared, the ratio, the target."
+    path = data_dir() / f"{name}.json"
     if not path.exists(): return "Not measured yet."
     rows = {b["what"]: {"ratio": f"{b['ratio']:.2f}", "target": b["target"], "met": ("yes" if b["met"] else "no") if b["target"] != "none" else ""} for b in json.loads(path.read_text()).values()}
     return markdown_table(pd.DataFrame(rows).T)
