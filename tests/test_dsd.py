@@ -1,12 +1,15 @@
 "DSD against systems of known dispersion, against the loop, and under padding, precision and degenerate input."
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
+from relax.bench import dsd_passes, host_copies
 from relax.dictionary import Eigenpairs, KoopmanDictionary
 from relax.dsd import ESTIMATORS, Estimator, dsd, dsd_loop, koopman_spectrum, pool_groups
 from relax.dynamics import LinearSystem
+from relax.record import data_dir
 
 F64 = torch.float64
 NAMES = list(ESTIMATORS)
@@ -259,3 +262,16 @@ def test_a_dict_of_changes_is_an_estimator():
     states, dictionary = torch.randn(2, 30, 6, generator=g), KoopmanDictionary(6, 4, g)
     assert torch.equal(dsd(states, dictionary, estimator={"weight": None, "ridge": 0.1}), dsd(states, dictionary, estimator=Estimator(weight=None, ridge=0.1)))
     with pytest.raises(ValueError, match="a dict of fields"): dsd(states, dictionary, estimator={"wait": None})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: pytest tests/test_dsd.py -k cuda")
+def test_cuda_copies_to_the_processor_do_not_grow_with_the_trajectories():
+    few, many = (host_copies(dsd_passes(B, 64, 32, 5, "cuda")[0]) for B in (2, 32))
+    assert few == many > 0
+
+
+def test_what_a_gpu_recorded():
+    "One copy for all trajectories; as seen on the card that data/bench_cuda.json names."
+    record = json.loads((data_dir() / "bench_cuda.json").read_text())
+    assert record["copies"]["met"] and record["copies"]["ratio"] <= 1 and record["dsd_loop"]["ratio"] > 3
+    assert all("no GPU" not in r["hardware"] for r in record.values())
