@@ -9,7 +9,7 @@ __all__ = ['BYTES', 'QWEN', 'BLOCK', 'LOGIT_COPIES', 'CHUNK', 'CARDS', 'MORE_CAR
            'materialise', 'counted', 'count_all', 'activations', 'Card', 'Setup', 'static', 'kv_cache', 'patches',
            'reading', 'memory', 'peak', 'Recipe', 'forward_flops', 'tower_flops', 'update_seconds', 'decoding_step',
            'tokens_per_second', 'step_seconds', 'fitting', 'plan', 'changes', 'advice', 'shape_of', 'setup_of',
-           'report', 'one_peak', 'logit_peaks', 'bench_memory', 'without_adapters', 'make_batch', 'update',
+           'report', 'most', 'one_peak', 'logit_peaks', 'bench_memory', 'without_adapters', 'make_batch', 'update',
            'default_device', 'timed', 'rollouts', 'answers', 'summary', 'bench_steps', 'bench_gpu', 'record_benches',
            'bench_all', 'main']
 
@@ -19,11 +19,13 @@ import contextlib
 import copy
 import json
 import multiprocessing
+import re
 import time
 import weakref
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -496,14 +498,17 @@ def report(path: str, world: int, card: Card) -> list[str]:
     return lines + advice(s, c, card)
 
 # %% ../nbs/14_gpu.ipynb #cell-77
+def most() -> int:
+    "The peak of this process's resident memory in bytes, on Linux. getrusage would tell that of its parent, where that was larger."
+    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1)) * 1024
+
+
 def one_peak(how: str, tokens: int, vocab: int, d: int, budget: int) -> int:
     "Bytes by which this process's resident memory grew at most, in log-probabilities of `tokens` and their backward pass; call it in a fresh process."
-    import resource  # not on Windows, where the rest of this module works
     torch.set_num_threads(1)
     g = torch.Generator().manual_seed(0)
     head, states, ids = nn.Linear(d, vocab, bias=False), torch.randn(1, tokens, d, generator=g).requires_grad_(), torch.randint(vocab, (1, tokens), generator=g)
     head.weight.grad = torch.zeros_like(head.weight)
-    most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     before = most()
     logp, _ = token_scores(head(states), ids) if how == "plain" else head_scores(head, states, ids, budget=budget)
     logp.mean().backward()
@@ -511,7 +516,7 @@ def one_peak(how: str, tokens: int, vocab: int, d: int, budget: int) -> int:
 
 
 def logit_peaks(tokens: int = 1024, vocab: int = 151936, d: int = 32, budget: int = 2**24) -> dict:
-    "Peaks in bytes of the plain and the chunked way, each in a process of its own (Linux: ru_maxrss is in KiB)."
+    "Peaks in bytes of the plain and the chunked way, each in a process of its own (Linux)."
     def fresh(how):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool: return pool.submit(one_peak, how, tokens, vocab, d, budget).result()
     return {"tokens": tokens, "vocab": vocab, "d": d, "budget": budget, "logits": 4 * tokens * vocab, "plain": fresh("plain"), "chunked": fresh("chunked")}

@@ -208,7 +208,7 @@ def test_recorded_counts_agree_with_the_formula():
 
 def test_chunked_log_probabilities_take_less_than_half():
     "Measured now, in fresh processes, at a vocabulary of 150,000; and as recorded."
-    if sys.platform != "linux": pytest.skip("resident memory is read as on Linux")
+    if sys.platform != "linux": pytest.skip("resident memory is read from Linux's /proc")
     now = logit_peaks(tokens=1024, budget=2**23)
     recorded = json.loads((data_dir() / "bench_memory.json").read_text())["runs"]
     for r in recorded: assert r["vocab"] > 150_000 and r["chunked"] < r["plain"] / 2
