@@ -149,12 +149,14 @@ BENCHES = {"bench": (bench_dsd, bench_scaling, bench_step, bench_sampling), "ben
 
 def main(name: str = "bench"):
     "`make bench`: measure everything, print it, write data/bench.json; `python -m relax.bench bench_cuda` does so for DSD on a GPU."
+    if name not in BENCHES: raise SystemExit(f"relax.bench: got {name!r}, accepted are {', '.join(BENCHES)}")
+    if name == "bench_cuda" and not torch.cuda.is_available(): raise SystemExit("relax.bench: bench_cuda needs a CUDA GPU, and PyTorch sees none")
     torch.set_num_threads(1)
     results = {}
     def record(name, value, target, met, what):
         results[name] = {"ratio": round(value, 3), "target": target, "met": bool(met(value)), "what": what, "hardware": hardware()}
         print(f"{what}: {value:.2f} (target {target})", flush=True)
-    print("Benchmarks: about four minutes.")
+    print(f"Benchmarks: about {'four minutes' if name == 'bench' else 'half a minute'}.")
     for bench in BENCHES[name]: bench(record)
     write_atomic(data_dir() / f"{name}.json", json.dumps(results, indent=1) + "\n")
 

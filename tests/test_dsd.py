@@ -271,7 +271,7 @@ def test_cuda_copies_to_the_processor_do_not_grow_with_the_trajectories():
 
 
 def test_what_a_gpu_recorded():
-    "One copy for all trajectories; as seen on the card that data/bench_cuda.json names."
+    "As many copies for 64 trajectories as for 8, on the card that data/bench_cuda.json names."
     record = json.loads((data_dir() / "bench_cuda.json").read_text())
     assert record["copies"]["met"] and record["copies"]["ratio"] <= 1 and record["dsd_loop"]["ratio"] > 3
     assert all("no GPU" not in r["hardware"] for r in record.values())
