@@ -60,14 +60,16 @@ class DAPO(Rival):
     """DAPO (arXiv 2503.14476): clip-higher, mean over tokens, dynamic sampling, and a soft penalty for responses that come near the limit.
 
     `overlong`: the last part of the limit in which the penalty grows; the paper's 4096 of 20480 tokens is 0.2. 0 turns it off.
+    `penalty`: what a response at the limit pays. The paper's 1 is half of the gap between its rewards, 1 and -1; half of the gap between ours, 1 and 0, is 0.5.
     """
     overlong: float = 0.2
+    penalty: float = 0.5
 
     def shape_rewards(self, rewards, mask, limit: int) -> torch.Tensor:
-        "R + penalty, which falls from 0 at L_max - L_c to -1 at L_max (eq. 13)."
+        "R + what it pays: from 0 at L_max - L_c down to -penalty at L_max (eq. 13)."
         if not self.overlong: return rewards
         cache = self.overlong * limit
-        return rewards + ((limit - cache - mask.sum(1)) / cache).clamp(-1, 0)
+        return rewards + self.penalty * ((limit - cache - mask.sum(1)) / cache).clamp(-1, 0)
 
 # %% ../nbs/09_baselines.ipynb #cell-21
 @dataclass(frozen=True)
@@ -392,7 +394,7 @@ class Bonus(GRPO):
 #: name -> value. Methods of 07, 08 and 11 (grpo, relax, uniform_kl) are not repeated. HICRA needs `bind(tokenizer)` before its first loss.
 BASELINES = {
     "grpo_static": GRPO(dynamic_sampling=False),
-    "simplerl": Entropy(clip_high=0.2, kl=0.001, coefficient=0.001, dynamic_sampling=False),
+    "simplerl": Entropy(clip_high=0.2, kl=0.0001, coefficient=0.001, dynamic_sampling=False),
     "dr_grpo": GRPO(clip_high=0.2, scale="none", aggregation="constant", dynamic_sampling=False),
     "dapo": DAPO(), "kl_cov": KLCov(), "clip_cov": ClipCov(), "entropy": Entropy(), "zero_div": ZeroDiv(), "high_entropy": HighEntropy(),
     "dcpo": DCPO(), "hicra": HICRA(), "fr3e": FR3E(), "effective_rank": EffectiveRank(),
@@ -412,7 +414,7 @@ SOURCES = {
     "grpo_static": Source("sampling", "groups of equal rewards stay in the batch", "GRPO, arXiv 2402.03300"),
     "simplerl": Source("loss", "J + c H - kl KL(pi, ref)", "SimpleRL-Zoo, arXiv 2503.18892, and its public script"),
     "dr_grpo": Source("weight", "A = R - mean R; sum over tokens / (N L_max)", "arXiv 2503.20783"),
-    "dapo": Source("reward", "R + clip((L_max - L_c - L) / L_c, -1, 0); rho in [0.8, 1.28]; token mean", "arXiv 2503.14476"),
+    "dapo": Source("reward", "R + penalty clip((L_max - L_c - L) / L_c, -1, 0); rho in [0.8, 1.28]; token mean", "arXiv 2503.14476, with rewards 1 and 0 for its 1 and -1"),
     "kl_cov": Source("clip", "rho A - beta |log rho| on the top k of c", "arXiv 2505.22617, eq. of KL-Cov, and its script", "rounding"),
     "clip_cov": Source("clip", "rho A, no gradient on r N random tokens with 1 < c < 5", "arXiv 2505.22617, eq. of Clip-Cov, and its script"),
     "entropy": Source("loss", "J + c H", "ReLaX's baseline, arXiv 2512.07558", "coefficient"),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'ABLATIONS', 'ALPHAS', 'OBSERVABLES', 'THRESHOLDS', 'RIVALS', 'SIGNALS', 'DEVIATIONS', 'ARMS', 'KEPT',
-           'EXPERIMENTS', 'GPU_EXPERIMENTS', 'arm', 'Experiment', 'run_stem', 'configured', 'experiment', 'finished',
-           'recorded', 'step_seconds', 'step_costs', 'run_seconds', 'seconds_of', 'overview', 'base_runs', 'suites',
-           'keep_policy', 'estimate', 'make_base', 'reproduce', 'main']
+           'COOLER', 'EXPERIMENTS', 'GPU_EXPERIMENTS', 'arm', 'Experiment', 'run_stem', 'configured', 'experiment',
+           'recorded', 'step_seconds', 'step_costs', 'run_seconds', 'seconds_of', 'overview', 'base_runs',
+           'cooler_base', 'suites', 'keep_policy', 'estimate', 'make_base', 'reproduce', 'main']
 
 # %% ../nbs/experiments.ipynb #cell-4
 import argparse
@@ -21,7 +21,7 @@ import torch
 from .evaluate import evaluate_model
 from .reasoner import RECIPES, make_reasoner
 from .record import Run, data_dir
-from .train import TrainConfig, steps_done, train_all
+from .train import TrainConfig, finished, steps_done, train_all
 
 # %% ../nbs/experiments.ipynb #cell-6
 def arm(method: str, config: dict | None = None, **options) -> dict:
@@ -36,7 +36,7 @@ OBSERVABLES = {f"relax_m{m}": arm("relax", n_observables=m) for m in (5, 25)}
 THRESHOLDS = {f"relax_xi_{name}": arm("relax", xi=xi) for name, xi in (("q50", "q50"), ("q99", "q99"), ("inf", float("inf")))}
 RIVALS = {name: arm(name) for name in ("grpo_static", "simplerl", "dr_grpo", "dapo", "kl_cov", "clip_cov", "entropy", "zero_div", "high_entropy",
                                        "dcpo", "hicra", "fr3e", "effective_rank")}
-SIGNALS = {"quarter_lr": arm("grpo", {"lr_factor": 0.25}),
+SIGNALS = {"quarter_lr": arm("grpo", {"lr_factor": 0.25}), "eighth_lr": arm("grpo", {"lr_factor": 0.125}),
            **{name: arm(name, kl=0.02, coefficient=1.0) for name in ("bonus_random", "bonus_rarity", "bonus_dsd", "bonus_ref_dsd", "bonus_pooled_dsd", "bonus_novelty")}}
 
 # %% ../nbs/experiments.ipynb #cell-8
@@ -71,6 +71,7 @@ ARMS = CONTROLS | ABLATIONS | ALPHAS | OBSERVABLES | THRESHOLDS | RIVALS | SIGNA
 
 # %% ../nbs/experiments.ipynb #cell-10
 KEPT = ("grpo", "uniform_kl", "relax")
+COOLER = (0.8, 0.6, 0.4)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Experiment:
     task: str = "countdown"
     config: tuple = ()  # further (field, value) pairs of TrainConfig
     kept: tuple = KEPT  # arms whose trained policy of seed 0 is kept, for notebooks that look at it
+    temperatures: tuple = ()  # lower ones at which the untrained model is sampled too, a control
 
     def __post_init__(self):
         unknown = set(self.arms) - set(ARMS)
@@ -111,7 +113,7 @@ def configured(shared: dict, a: str, seed: int) -> TrainConfig:
 
 # %% ../nbs/experiments.ipynb #cell-11
 EXPERIMENTS = {
-    "main": Experiment("Does ReLaX beat GRPO and its cheap controls?", "Figures 1, 3, 8, 10; Table 2", tuple(CONTROLS), seeds=5),
+    "main": Experiment("Does ReLaX beat GRPO and its cheap controls?", "Figures 1, 3, 8, 10; Table 2", tuple(CONTROLS), seeds=5, temperatures=COOLER),
     "ablations": Experiment("Which part of ReLaX does it?", "Figure 5", ("grpo", "uniform_kl", "relax", *ABLATIONS)),
     "alpha": Experiment("How much exploration?", "Figure 4", ("grpo", "relax", *ALPHAS)),
     "observables": Experiment("How many observables?", "Figure 11 (m)", ("relax", *OBSERVABLES)),
@@ -120,14 +122,14 @@ EXPERIMENTS = {
     "deviations": Experiment("Do paper and draft code train alike?", "equations 7 to 12, Table 3", ("grpo", "relax", *DEVIATIONS)),
     "signals": Experiment("Does a signal that cannot be gamed help?", "beyond the paper", (*CONTROLS, "relax_refresh", *SIGNALS), seeds=5,
                           model="countdown-wide-tiny", task="countdown-unstated", config=(("steps", 200), ("lr", 1e-4)), kept=()),
-    "signals_spelled": Experiment("And on a second such task?", "beyond the paper", (*CONTROLS, *SIGNALS), seeds=5,
+    "signals_spelled": Experiment("And on a second such task?", "beyond the paper", (*CONTROLS, "relax_refresh", *SIGNALS), seeds=5,
                                   model="countdown-wide-tiny", task="countdown-spelled", config=(("steps", 200), ("lr", 1e-4)), kept=()),
-    "sizes": Experiment("Does it hold for a model of a sixth of the size?", "Table 2", (*CONTROLS, *RIVALS), model="countdown-tiny", kept=()),
+    "sizes": Experiment("Does it hold for a model of a sixth of the size?", "Table 2", (*CONTROLS, *RIVALS), model="countdown-tiny", kept=(), temperatures=COOLER),
     "waypoints": Experiment("Does it hold on another task, with longer responses?", "Table 2", tuple(CONTROLS), model="waypoints-small", task="waypoints",
-                            config=(("steps", 40), ("lr", 5e-5)), kept=()),  # its own rate, by data/tuning.csv
-    **{family: Experiment(f"Does it hold for the architecture of {name}?", "Table 5", ("grpo", "uniform_kl", "relax"), model=f"countdown-{family}", kept=())
+                            config=(("steps", 40), ("lr", 5e-5)), kept=(), temperatures=COOLER),  # its own rate, by data/tuning.csv
+    **{family: Experiment(f"Does it hold for the architecture of {name}?", "Table 5", tuple(CONTROLS), model=f"countdown-{family}", kept=())
        for family, name in (("llama", "Llama"), ("qwen3", "Qwen3"))},
-    "vision": Experiment("Does it hold for a model that sees?", "Table 1; Figures 1b, 3, 4, 6, 9, 10", ("grpo", "entropy", "kl_cov", "uniform_kl", "relax", *ALPHAS),
+    "vision": Experiment("Does it hold for a model that sees?", "Table 1; Figures 1b, 3, 4, 6, 9, 10", (*CONTROLS, "entropy", "kl_cov", *ALPHAS),
                          model="pictures-small", task="pictures", config=(("steps", 60),), kept=()),
 }
 
@@ -144,13 +146,6 @@ def experiment(name: str) -> Experiment:
     return known[name]
 
 # %% ../nbs/experiments.ipynb #cell-15
-def finished(run_id: str, config: TrainConfig, root=None) -> bool:
-    "Is the run on the disk to its last step, evaluated, and made by this configuration?"
-    if steps_done(run_id, root) < config.steps: return False
-    run = Run(run_id, root)
-    return run.config == vars(config) and bool(run.rows("evals"))
-
-
 def recorded(name: str, root=None) -> dict[str, list[Run]]:
     "Arm -> its finished runs, one a seed, of an experiment; arms without any are left out."
     e, found = experiment(name), {}
@@ -209,6 +204,12 @@ def base_runs(model: str, task: str, root=None, progress=False, device=None) -> 
     return tuple(evaluate_model(model, task, f"{run_stem(model, task)}-base-s{seed}", problems=n, seed=seed, root=root, progress=progress, device=device) for seed in (0, 1))
 
 
+def cooler_base(model: str, task: str, temperature: float, root=None, progress=False, device=None) -> Run:
+    "The untrained model sampled at a lower temperature: what sharper sampling alone gains, without any training."
+    return evaluate_model(model, task, f"{run_stem(model, task)}-base-t{temperature:g}-s0", problems=TrainConfig.eval_problems, temperature=temperature,
+                          root=root, progress=progress, device=device)
+
+
 def suites(model: str, root=None, n: int = 6) -> list[list[int]]:
     "Held-out problems in `n` equal suites of rising difficulty, by an untrained sample that no table shows."
     table = Run(f"{model}-base-s1", root).table("evals")
@@ -241,6 +242,7 @@ def reproduce(name: str, workers: int = 2, root=None, progress: bool = True, dev
     configs = {i: c for i, c in e.configs().items() if not finished(i, c, root)}
     make_base(e.model, progress, device)
     base_runs(e.model, e.task, root, progress, device)
+    for t in e.temperatures: cooler_base(e.model, e.task, t, root, progress, device)
     if progress and configs: print(f"{name}: {len(configs)} of {len(e.configs())} runs are missing, {estimate(configs, root)}. Ctrl-C stops; the same command goes on.")
     for run in train_all(configs, workers, root, progress, device):
         if run.config["seed"] == 0 and run.id in {f"{e.stem}-{a}-s0" for a in e.kept}: keep_policy(run)

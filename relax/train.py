@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'make_method', 'option', 'TrainConfig', 'Sampling', 'Collecting', 'Preparing', 'Updating', 'load_weights',
-           'Checkpointing', 'Trainer', 'StopRequest', 'run_name', 'alone', 'train', 'train_all', 'joined',
-           'start_worker', 'end_with_parent', 'worker', 'latest_reward', 'steps_done', 'parse', 'main']
+           'Checkpointing', 'Trainer', 'StopRequest', 'run_name', 'alone', 'started', 'check_same', 'train',
+           'train_all', 'joined', 'start_worker', 'end_with_parent', 'worker', 'latest_reward', 'steps_done',
+           'finished', 'parse', 'main']
 
 # %% ../nbs/11_train.ipynb #cell-4
 import argparse
@@ -340,16 +341,23 @@ def alone(run: Run):
     with lock: yield
 
 
+def started(run_id: str, root=None) -> bool: return (Path(root or data_dir() / "runs") / run_id / "config.json").exists()
+
+
+def check_same(run_id: str, config: TrainConfig, root=None):
+    "ValueError where a run has been started with another configuration."
+    if started(run_id, root) and Run(run_id, root).config != asdict(config):
+        raise ValueError(f"config: run {run_id} was started with another one, {Run(run_id, root).config}; accepted is that one, or another run_id")
+
+
 def train(config: TrainConfig, run_id: str | None = None, resume: bool = False, root=None, progress: bool = True, device=None) -> Run:
     """Train as `config` says, into the run folder `run_id`; with resume=True go on from its newest checkpoint, or start it.
 
     Raises ValueError where the folder exists and resume is False, holds another configuration, or is another process's at the moment.
     """
     run_id, trainer = run_id or run_name(config), Trainer(config, device)
-    exists = (Path(root or data_dir() / "runs") / run_id / "config.json").exists()
-    run = Run(run_id, root) if resume and exists else Run.create(run_id, asdict(config), root)
-    if run.config != asdict(config):
-        raise ValueError(f"config: run {run_id} was started with another one, {run.config}; accepted is that one, or another run_id")
+    if resume: check_same(run_id, config, root)
+    run = Run(run_id, root) if resume and started(run_id, root) else Run.create(run_id, asdict(config), root)
     with alone(run):
         trainer.load(run.folder / "checkpoint")
         run.truncate(trainer.step)
@@ -361,10 +369,13 @@ def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, prog
     """Train every run of `configs` (run id -> configuration) that is not finished, `workers` processes at a time, one thread each.
 
     Cut-off runs are resumed, finished ones left alone; one bar shows all steps of all runs. Ctrl-C lets each worker end its step and save.
+
+    Raises ValueError, before anything starts, where a run's folder holds another configuration; RuntimeError where a worker fails.
     """
-    waiting, working = [i for i in configs if steps_done(i, root) < configs[i].steps or not Run(i, root).rows("evals")], []
-    total = sum(c.steps for c in configs.values())
-    with tqdm(total=total, desc="training", unit="step", disable=not progress) as bar, joined(working):
+    for i, c in configs.items(): check_same(i, c, root)
+    waiting, working = [i for i, c in configs.items() if not finished(i, c, root)], []
+    total, already = sum(c.steps for c in configs.values()), sum(steps_done(i, root) for i in configs)
+    with tqdm(total=total, initial=already, desc="training", unit="step", disable=not progress) as bar, joined(working):
         while waiting or working:
             while waiting and len(working) < workers: working.append(start_worker(waiting.pop(0), configs, root, device))
             time.sleep(1.0)
@@ -412,6 +423,13 @@ def steps_done(run_id: str, root=None) -> int:
     "How many steps of a run are on the disk."
     path = Path(root or data_dir() / "runs") / run_id / "metrics.csv"
     return max(len(path.read_text().splitlines()) - 1, 0) if path.exists() else 0
+
+
+def finished(run_id: str, config: TrainConfig, root=None) -> bool:
+    "Is the run on the disk to its last step, evaluated, and made by this configuration?"
+    if steps_done(run_id, root) < config.steps: return False
+    run = Run(run_id, root)
+    return run.config == asdict(config) and bool(run.rows("evals"))
 
 # %% ../nbs/11_train.ipynb #cell-33
 def parse(arguments=None) -> tuple[TrainConfig, argparse.Namespace]:
