@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'COLORS', 'LINES', 'MARKERS', 'OTHERS', 'PANELS', 'MIN_SEEDS', 'RULE', 'KS', 'look', 'spot', 'arms_of',
-           'base_arm', 'first_seeds', 'all_runs', 'scores', 'arm_scores', 'pass_table', 'logged', 'by_seed', 'curve',
-           'interval', 'band', 'rounded', 'draw_curves', 'grid', 'legend', 'settle', 'dynamics', 'last_over_first',
-           'changes', 'levels', 'draw_changes', 'kept', 'finding', 'measure', 'differences', 'measured', 'shown',
-           'finding_table', 'verdict', 'card', 'against_all', 'forest', 'draw_pass_at_k', 'suite_means', 'paper_figure',
-           'deciding', 'claim_row', 'claims_table', 'caption']
+           'base_arm', 'first_seeds', 'all_runs', 'scores', 'row_scores', 'asked', 'arm_scores', 'share_interval',
+           'suite_interval', 'pass_table', 'logged', 'by_seed', 'curve', 'interval', 'band', 'rounded', 'draw_curves',
+           'grid', 'legend', 'settle', 'dynamics', 'last_over_first', 'changes', 'levels', 'draw_changes', 'kept',
+           'finding', 'measure', 'differences', 'measured', 'shown', 'finding_table', 'verdict', 'card', 'against_all',
+           'forest', 'draw_pass_at_k', 'suite_means', 'paper_figure', 'deciding', 'claim_row', 'claims_table',
+           'caption']
 
 # %% ../nbs/compare.ipynb #cell-4
 import json
@@ -21,7 +22,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from . import record
-from .evaluate import bootstrap_ci, from_counts, paired_difference, pass_at_k_per_problem
+from .evaluate import bootstrap_ci, collapse, from_counts, paired_difference, pass_at_k_per_problem, problem_keys
 from .experiments import ARMS, experiment, recorded
 from .record import MISSING, Run, claim_status, data_dir, evaluations, markdown_table, style, suite_scores
 
@@ -85,12 +86,36 @@ def scores(run: Run, k: int) -> np.ndarray:
     return pass_at_k_per_problem(from_counts(last.correct, int(last.samples.iloc[0])), k)
 
 
-def arm_scores(runs: list[Run], k: int) -> np.ndarray:
-    "pass@k of an arm, (seeds, problems). Raises ValueError where its runs were evaluated on different numbers of problems."
+def row_scores(runs: list[Run], k: int) -> np.ndarray:
+    "pass@k of an arm on each row of the held-out set, (seeds, rows). Raises ValueError where its runs were evaluated on different numbers of rows."
     tables = [scores(r, k) for r in runs]
     if len({len(t) for t in tables}) > 1:
         raise ValueError(f"runs: got evaluations of {sorted({len(t) for t in tables})} problems in {[r.id for r in runs]}; accepted is the same for all")
     return np.array(tables)
+
+
+def asked(run: Run) -> np.ndarray:
+    "What each row of a run's held-out set asks; equal keys are the same problem."
+    return np.array(problem_keys(run.config["task"], run.config["eval_problems"], run.config.get("level")))
+
+
+def arm_scores(runs: list[Run], k: int, rows=None) -> np.ndarray:
+    """pass@k of an arm, (seeds, distinct problems), ready to be resampled: rows that ask the same problem are one column (`relax.evaluate.collapse`),
+    and the mean is that over rows. rows: only those of the held-out set.
+    """
+    rows = slice(None) if rows is None else rows
+    return collapse(row_scores(runs, k)[:, rows], asked(runs[0])[rows])
+
+
+def share_interval(table) -> tuple[float, float]:
+    "`bootstrap_ci` of scores that are shares, within 0 and 1."
+    return tuple(np.clip(bootstrap_ci(table), 0, 1).tolist())
+
+
+def suite_interval(arms: dict):
+    "`share_interval` as a function of the scores that `suite_scores` gives, (seeds, rows), for the held-out set of the first run of `arms`."
+    keys = next((asked(runs[0]) for runs in arms.values() if runs), None)
+    return lambda scores: share_interval(collapse(scores.values, keys[scores.columns]))
 
 
 def pass_table(arms: dict, ks=(1, 8, 32)) -> pd.DataFrame:
@@ -98,7 +123,7 @@ def pass_table(arms: dict, ks=(1, 8, 32)) -> pd.DataFrame:
     rows = {}
     for arm, runs in arms.items():
         tables = {k: arm_scores(runs, k) for k in ks}
-        rows[look(arm)["label"]] = {f"pass@{k}": "{:.3f} [{:.3f}, {:.3f}]".format(t.mean(), *bootstrap_ci(t)) for k, t in tables.items()}
+        rows[look(arm)["label"]] = {f"pass@{k}": "{:.3f} [{:.3f}, {:.3f}]".format(t.mean(), *share_interval(t)) for k, t in tables.items()}
     return pd.DataFrame(rows).T
 
 # %% ../nbs/compare.ipynb #cell-15
@@ -230,7 +255,7 @@ def draw_changes(ax, arms: dict, columns) -> dict:
 # %% ../nbs/compare.ipynb #cell-28
 MIN_SEEDS = 2
 RULE = ("Rule: a finding is 'direction holds at smaller scale' where its 95 % interval lies wholly on the paper's side, 'disagrees' where wholly on the other, else 'inconclusive'; "
-        "it needs two seeds an arm. Where all findings of a figure have one status, that is the verdict; where not, the verdict is 'mixed'.")
+        "a comparison of arms needs two seeds of each. Where all findings of a figure have one status, that is the verdict; where not, the verdict is 'mixed'.")
 
 
 def kept(values) -> np.ndarray | None:
@@ -334,7 +359,7 @@ def draw_pass_at_k(ax, arms: dict, ks=KS) -> dict:
     values, shifts = {}, np.linspace(-0.03, 0.03, max(len(arms), 2)) * max(len(arms), 2) / 2
     for shift, (arm, runs) in zip(shifts, arms.items()):
         tables = [arm_scores(runs, k) for k in ks]
-        mean, bounds = [t.mean() for t in tables], np.array([bootstrap_ci(t) for t in tables])
+        mean, bounds = [t.mean() for t in tables], np.array([share_interval(t) for t in tables])
         ax.errorbar(np.array(ks) * (1 + shift), mean, np.abs(bounds.T - mean), **look(arm) | ({"linestyle": ":"} if arm == "base" else {}), elinewidth=0.8, markersize=4)
         values[f"pass_at_k/{arm}"] = [round(float(v), 6) for v in mean]
     ax.set_xscale("log", base=2)
@@ -348,8 +373,8 @@ def suite_means(arms: dict, suites: list[list[int]]) -> pd.DataFrame:
     for arm, name in ((a, f"suite {i + 1}") for a in arms for i in range(len(suites))):
         s = suite_scores(frame, arm=arm, suite=name)
         if s is None: continue
+        low, high = suite_interval(arms)(s)
         s = s.values
-        low, high = bootstrap_ci(s)
         one = float((s * (1 - s)).sum(axis=1).mean()**0.5 / s.shape[1])
         rows.append({"arm": arm, "suite": name, "mean": float(s.mean()), "low": low, "high": high, "one": one, "seeds": s.shape[0], "problems": s.shape[1]})
     return pd.DataFrame(rows, columns=["arm", "suite", "mean", "low", "high", "one", "seeds", "problems"])
@@ -400,12 +425,19 @@ def claims_table(root=None) -> str:
     return markdown_table(claims[["evidence"]].assign(**{k: [s[k] for s in said] for k in nothing}).rename_axis("claim"))
 
 # %% ../nbs/compare.ipynb #cell-48
-def caption(arms: dict, names=(), window: int = 5) -> str:
-    "What the lines and bars of a figure stand for: seeds, problems, intervals; and which arms of `names` are not recorded yet."
+def caption(arms: dict, names=(), window: int = 5, shows=("curves", "bars")) -> str:
+    """What a figure stands on: seeds, problems, intervals; and which arms of `names` are not recorded yet.
+
+    shows: which of 'curves', 'bars' and 'scores' (bars of pass@k alone) it draws. Raises ValueError for another.
+    """
+    marks = {"curves": f"Curves: mean over seeds after smoothing over {window} steps; bands: 95 % Student intervals over seeds, step by step.",
+             "bars": "Bars: 95 % intervals over seeds, for pass@k over seeds and problems.", "scores": "Bars: 95 % intervals over seeds and problems."}
+    if set(shows) - marks.keys(): raise ValueError(f"shows: got {shows!r}, accepted are some of {[*marks]}")
     if not arms: return f"{MISSING.capitalize()}: no runs."
     seeds = {look(a)["label"]: len(rs) for a, rs in arms.items() if a != "base"}
     same = f"{max(seeds.values())} seeds an arm" if len(set(seeds.values())) == 1 else "seeds: " + ", ".join(f"{k} {v}" for k, v in seeds.items())
-    last = next(iter(arms.values()))[0].table("evals")
+    keys, samples = asked(first := next(iter(arms.values()))[0]), first.config["eval_samples"]
     waiting = [look(a)["label"] for a in names if a not in arms]
-    return (f"{same[0].upper()}{same[1:]}; evaluated on {last.problem.nunique()} held-out problems with {last.samples.iloc[0]} samples each. Curves: mean over seeds after smoothing over {window} steps; bands: 95 % Student intervals over seeds, "
-            f"step by step. Bars: 95 % intervals over seeds and, for scores, problems." + (f" Not recorded yet: {', '.join(waiting)}." if waiting else ""))
+    held = f"{len(keys)} held-out prompts" + (f" ({len(set(keys))} distinct problems)" if len(set(keys)) < len(keys) else "")
+    return " ".join([f"{same[0].upper()}{same[1:]}; evaluated on {held} with {samples} samples each.", *(marks[s] for s in shows)]
+                    + ([f"Not recorded yet: {', '.join(waiting)}."] if waiting else []))

@@ -302,7 +302,7 @@ MISSING = "not recorded yet"
 def suite_table(frame: pd.DataFrame, arms: dict[str, str], suites: list[str], interval, **of) -> tuple[pd.DataFrame, dict]:
     """mean@k in percent of each arm (arm -> name shown) on each suite, as text with intervals and n seeds x problems; and the numbers behind it.
 
-    interval: what makes (low, high) of scores (seeds, problems), as `relax.evaluate.bootstrap_ci`; of: more to choose rows by, as k=32.
+    interval: what makes (low, high) of a table of scores (seeds, problems), as `relax.compare.suite_interval(arms)` or `relax.evaluate.bootstrap_ci`; of: more to choose rows by, as k=32.
     """
     cells, values = {label: {} for label in arms.values()}, {}
     for arm, label in arms.items():
@@ -310,7 +310,7 @@ def suite_table(frame: pd.DataFrame, arms: dict[str, str], suites: list[str], in
             scores = suite_scores(frame, arm=arm, suite=suite, **of)
             cells[label][suite] = MISSING
             if scores is None: continue
-            mean, low, high = values[f"{arm} | {suite}"] = [round(float(v), 6) for v in (scores.values.mean(), *interval(scores.values))]
+            mean, low, high = values[f"{arm} | {suite}"] = [round(float(v), 6) for v in (scores.values.mean(), *interval(scores))]
             cells[label][suite] = f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({scores.shape[0]} x {scores.shape[1]})"
     return pd.DataFrame(cells).T.rename_axis("method"), values
 
