@@ -403,7 +403,7 @@ BASELINES = {
 # %% ../nbs/09_baselines.ipynb #cell-67
 @dataclass(frozen=True)
 class Source:
-    "Where a method comes from: the door it uses, its equation in a line, the reference, and what is ours because nobody published it."
+    "Where a method comes from: the door it uses, its equation in a line, the reference, and what in it is ours (constants nobody published, parts left out)."
     door: str
     equation: str
     reference: str
@@ -411,19 +411,19 @@ class Source:
 
 # %% ../nbs/09_baselines.ipynb #cell-68
 SOURCES = {
-    "grpo_static": Source("sampling", "groups of equal rewards stay in the batch", "GRPO, arXiv 2402.03300"),
+    "grpo_static": Source("sampling", "groups of equal rewards stay in the batch", "GRPO, arXiv 2402.03300", "clip-higher and the mean over tokens, as all of this book"),
     "simplerl": Source("loss", "J + c H - kl KL(pi, ref)", "SimpleRL-Zoo, arXiv 2503.18892, and its public script"),
     "dr_grpo": Source("weight", "A = R - mean R; sum over tokens / (N L_max)", "arXiv 2503.20783"),
     "dapo": Source("reward", "R + penalty clip((L_max - L_c - L) / L_c, -1, 0); rho in [0.8, 1.28]; token mean", "arXiv 2503.14476, with rewards 1 and 0 for its 1 and -1"),
     "kl_cov": Source("clip", "rho A - beta |log rho| on the top k of c", "arXiv 2505.22617, eq. of KL-Cov, and its script", "rounding"),
-    "clip_cov": Source("clip", "rho A, no gradient on r N random tokens with 1 < c < 5", "arXiv 2505.22617, eq. of Clip-Cov, and its script"),
+    "clip_cov": Source("clip", "rho A, no gradient on r N random tokens with 1 < c < 5", "arXiv 2505.22617, eq. of Clip-Cov, and its script", "at least one token of a batch"),
     "entropy": Source("loss", "J + c H", "ReLaX's baseline, arXiv 2512.07558", "coefficient"),
     "zero_div": Source("loss", "J + c 1[correct] mean(-rho log pi)", "R1-zero-Div, arXiv 2505.23433"),
     "high_entropy": Source("weight", "A 1[H >= tau], DAPO for the rest", "arXiv 2506.01939"),
     "dcpo": Source("clip", "-e_l <= (rho - 1) rho q <= e_h", "arXiv 2509.02333; ceiling from its script", "without its smoothing"),
     "hicra": Source("weight", "A + alpha |A| on planning tokens", "arXiv 2509.03646", "planning"),
     "fr3e": Source("weight", "A exp(V(S_j-1) - V(S_j))", "arXiv 2507.07017", "top_k, endings; endings only for V"),
-    "effective_rank": Source("loss", "J + c mean log ER(states)", "after MRPO, arXiv 2602.02545", "form, coefficient"),
+    "effective_rank": Source("loss", "J + c mean log ER(states)", "after MRPO, arXiv 2602.02545", "form, coefficient; its one idea alone, no first stage"),
     **{f"bonus_{signal}": Source("reward", "A + c z(signal) on correct responses", "this repository", "all") for signal in SIGNALS}}
 
 
