@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from relax.evaluate import bootstrap_ci, mean_at_k, paired_difference, pass_at_k, pass_at_k_per_problem
+from relax.evaluate import bootstrap_ci, collapse, mean_at_k, paired_difference, pass_at_k, pass_at_k_per_problem
 
 
 @pytest.fixture
@@ -149,6 +149,27 @@ def test_paired_difference_false_alarms_with_three_seeds():
             _, low, high = paired_difference(a, b, n_boot=300, generator=rng, seeds=seeds)
             alarms[seeds] += (not low <= 0 <= high) / 400
     assert alarms["student"] < 0.08 and alarms["resample"] > 0.12
+
+
+def test_collapse_by_hand():
+    values = [[1.0, 0, 1, 1], [0, 0, 0, 1]]  # rows 0 and 2 ask the same; means 3/4 and 1/4
+    table = collapse(values, ["a", "b", "a", "c"])
+    assert table == pytest.approx(np.array([[3 / 4 + 3 / 8, 3 / 4 - 9 / 16, 3 / 4 + 3 / 16], [1 / 4 - 3 / 8, 1 / 4 - 3 / 16, 1 / 4 + 9 / 16]]))
+    assert table.mean(1) == pytest.approx(np.mean(values, 1))
+    assert (collapse(values, range(4)) == np.array(values)).all()
+    with pytest.raises(ValueError, match="^keys: got 3 for 4 rows"): collapse(values, "abc")
+
+
+def test_collapsed_intervals_cover_where_rows_repeat():
+    rng, missed, naive = np.random.default_rng(0), 0, 0
+    for _ in range(200):
+        sizes = rng.integers(1, 9, 40)  # 40 problems asked 1 to 8 times
+        rows = np.repeat(rng.random(40), sizes)
+        low, high = bootstrap_ci(collapse(rows, np.repeat(np.arange(40), sizes)), n_boot=300)
+        missed += not low <= 0.5 <= high
+        low, high = bootstrap_ci(rows, n_boot=300)
+        naive += not low <= 0.5 <= high
+    assert missed <= 24 and naive > 50  # 10 expected of the one, most of the other's intervals are half too short
 
 
 def test_paired_difference_with_unequal_seeds():

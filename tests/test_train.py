@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from relax.grpo import GRPO, group_advantages
 from relax.objective import Calibration
 from relax.reasoner import load_reasoner
 from relax.record import Run, data_dir
-from relax.train import METHODS, StopRequest, TrainConfig, Trainer, main, make_method, parse, steps_done, train
+from relax.train import METHODS, StopRequest, TrainConfig, Trainer, main, make_method, parse, steps_done, train, train_all
 
 REASONERS = data_dir() / "reasoner"
 SMALL = dict(model="countdown-tiny", prompts=2, group_size=4, steps=6, checkpoint_every=2, probe_every=2, eval_problems=3, eval_samples=4)
@@ -212,6 +213,14 @@ def test_a_refreshed_dictionary_is_learnt_again_only_when_due():
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2]) and torch.equal(seen[2], seen[3])
 
 
+def test_many_runs_refuse_another_configuration(tmp_path):
+    c = TrainConfig(**SMALL)
+    train_all({"a": c}, root=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="^config: run a was started with another one"):
+        train_all({"b": c, "a": replace(c, lr=c.lr / 4)}, root=tmp_path, progress=False)
+    assert not (tmp_path / "b").exists()
+
+
 def test_judged_rollouts_carry_rewards_and_keys_that_agree():
     trainer = Trainer(TrainConfig(**SMALL | {"prompts": 8, "group_size": 8}))
     r, verdicts = trainer.sample(trainer.task.problems(8), trainer.generator(0))
@@ -251,7 +260,7 @@ def test_the_demo_asks_base_and_methods_the_same_number_of_problems(monkeypatch)
 
 
 def fake_run(root, method, correct, seed=0):
-    run = Run.create(f"{method}-{seed}", {"method": method, "seed": seed}, root)
+    run = Run.create(f"{method}-{seed}", {"method": method, "seed": seed, "task": "countdown", "eval_problems": len(correct)}, root)
     run.log("evals", *({"step": 0, "problem": i, "samples": 32, "correct": c} for i, c in enumerate(correct)))
     return run
 
