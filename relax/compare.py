@@ -398,7 +398,7 @@ def draw_probe(ax, table: pd.DataFrame, estimator: str = "robust") -> dict:
         values |= {f"probe/{estimator}/{k}/{arm}": rounded([r["value"], r["low"], r["high"]]) for k, r in t.to_dict("index").items()}
     ax.axvline(1, color="black", linewidth=0.8)
     ax.set_xscale("log", base=2)
-    ax.set(yticks=-np.arange(len(names)), xlabel="DSD, last / first probe", title="the hacking probe")
+    ax.set(yticks=-np.arange(len(names)), ylim=(0.5 - len(names), 0.5), xlabel="DSD, last / first probe", title="the hacking probe")
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_yticklabels([fill(READINGS[k], 12) for k in names])
     return values

@@ -6,16 +6,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from relax.compare import (arm_scores, band, base_arm, by_seed, caption, card, changes, curve, differences, draw_changes, draw_curves, draw_pass_at_k, dynamics, finding,
-                           finding_table, first_seeds, forest, interval, kept, last_over_first, legend, levels, logged, look, measured, paper_figure, pass_table, rounded, scores, settle, shown,
-                           suite_means, verdict)
+from relax.compare import (arm_scores, band, base_arm, by_seed, caption, card, changes, curve, differences, draw_changes, draw_curves, draw_pass_at_k, draw_probe, dynamics, finding,
+                           finding_table, first_seeds, forest, interval, kept, last_over_first, legend, levels, logged, look, measured, paper_figure, pass_table, probe_change, probe_changes,
+                           probe_said, probe_table, rounded, row_scores, scores, settle, shown, suite_means, verdict)
 from relax.experiments import ARMS, EXPERIMENTS
 from relax.record import MISSING, Run
 
 
 def make(root, name, reward, correct=(0, 2, 4), seed=0, method="grpo", **columns):
     "A run of as many steps as rewards, evaluated on problems with 4 samples, `correct` of them right."
-    run = Run.create(name, {"method": method, "task": "countdown", "seed": seed, "max_grad_norm": 1.0}, root)
+    run = Run.create(name, {"method": method, "task": "countdown", "seed": seed, "max_grad_norm": 1.0, "eval_problems": len(correct), "eval_samples": 4}, root)
     run.log("metrics", *({"step": i + 1, "reward": r, **{k: v[i] for k, v in columns.items()}} for i, r in enumerate(reward)))
     for step, shift in ((1, 1), (len(reward), 0)):
         run.log("evals", *({"step": step, "problem": i, "level": 1, "samples": 4, "correct": min(c + shift, 4)} for i, c in enumerate(correct)))
@@ -28,7 +28,8 @@ def two(tmp_path): return [make(tmp_path, "a", [0.0, 1.0, 2.0, 3.0]), make(tmp_p
 
 def test_scores_are_of_the_last_evaluation(two):
     assert np.allclose(scores(two[0], 1), [0, 0.5, 1]) and np.allclose(scores(two[0], 2), [0, 1 - 1 / 6, 1])  # 1 - C(2,2)/C(4,2)
-    assert np.allclose(arm_scores(two, 1), [[0, 0.5, 1], [0.5, 0.5, 1]])
+    assert np.allclose(row_scores(two, 1), [[0, 0.5, 1], [0.5, 0.5, 1]])
+    assert np.allclose(np.sort(arm_scores(two, 1)), row_scores(two, 1))  # three different problems: only their order may change
 
 
 def test_scores_of_different_problems_do_not_mix(two, tmp_path):
@@ -119,7 +120,7 @@ def test_nothing_recorded_still_draws(tmp_path):
 
 
 def test_caption_counts(two):
-    assert caption({"grpo": two}, ("grpo", "dapo")).startswith("2 seeds an arm; evaluated on 3 held-out problems with 4 samples") and "DAPO" in caption({"grpo": two}, ("dapo",))
+    assert caption({"grpo": two}, ("grpo", "dapo")).startswith("2 seeds an arm; evaluated on 3 held-out prompts with 4 samples") and "DAPO" in caption({"grpo": two}, ("dapo",))
     assert "GRPO 2, ReLaX 1" in caption({"grpo": two, "relax": two[:1]})
 
 
@@ -149,6 +150,51 @@ def test_changes_drawn_are_in_percent(tmp_path):
     fig, ax = plt.subplots()
     assert draw_changes(ax, {"grpo": [make(tmp_path, "a", [1.0] * 10 + [1.5] * 10)]}, ("reward",)) == {"change/reward/grpo": [50.0, None, None]}
     plt.close(fig)
+
+
+def probed(root, name, own, base, method="grpo"):
+    "A run with a probe at each of two steps; the refitted dictionary reads twice what the frozen one does."
+    run = Run.create(name, {"method": method, "task": "countdown", "seed": 0}, root)
+    run.log("probe", *({"step": s, **{f"{view}_{e}": v * (s if e == "paper" else 1) for e in ("robust", "paper", "authors") for view, v in (("own", o), ("base", b), ("refit", 2 * o))}}
+                       for s, o, b in zip((1, 4), own, base)))
+    return run
+
+
+def test_the_hacking_probe_by_hand(tmp_path):
+    arms = {"grpo": [probed(tmp_path, f"g{i}", (1, 1.0 + i / 100), (1, 1.0 + i / 100)) for i in range(3)],
+            "relax": [probed(tmp_path, f"r{i}", (1, 2.0 + i / 100), (1, 1.0 + i / 100)) for i in range(3)]}
+    assert np.allclose(probe_change(arms["relax"], "own"), np.log([[2], [2.01], [2.02]])) and np.allclose(probe_change(arms["relax"], "own", "paper"), np.log([[8], [8.04], [8.08]]))
+    assert np.allclose(probe_change(arms["relax"], "own / base"), np.log([[2], [2.01 / 1.01], [2.02 / 1.02]])) and np.allclose(probe_change(arms["grpo"], "own / base"), 0)
+    table, findings = probe_changes(arms, estimators=("robust",))
+    row = table.set_index(["arm", "reading"]).loc[("relax", "own")]
+    assert np.allclose([row.value, row.low, row.high], [np.log([2, 2.01, 2.02]).mean(), *interval(np.log([2, 2.01, 2.02]))]) and row.seeds == 3 and len(table) == 8
+    status = {f["what"]: f["status"] for f in findings}
+    assert status["log of own / base, first to last probe, robust (claim: within 0.1), GRPO"] == "direction holds at smaller scale"
+    assert status["log of own / base, first to last probe, robust (claim: within 0.1), ReLaX"] == "disagrees"
+    assert status["log change of probed DSD, robust, own states, ReLaX - GRPO"] == "direction holds at smaller scale"
+    assert status["log change of probed DSD, robust, base model, same tokens, ReLaX - GRPO"] == "inconclusive" and len(findings) == 5
+
+
+def test_what_the_probe_says_follows_its_intervals(tmp_path):
+    arms = {"relax": [probed(tmp_path, f"r{i}", (1, 2.0 + i / 100), (1, 1.0 + (i - 1) / 100)) for i in range(3)],
+            "grpo": [probed(tmp_path, f"g{i}", (1, 0.5 + i / 100), (1, 0.5 + i / 100)) for i in range(3)]}
+    table, _ = probe_changes(arms)
+    relax, grpo = probe_said(table).split(". GRPO")
+    assert "own states × 2.01" in relax and "risen; the base model on the same tokens × 1.00" in relax and "not seen to move; the states moved above what the text explains" in relax
+    assert "fallen; the base model" in grpo and "the two are not seen to part" in grpo and "ReLaX, eq. 7" in probe_table(table)
+    fig, ax = plt.subplots()
+    assert draw_probe(ax, table)["probe/robust/own/grpo"][0] == round(np.log([0.5, 0.51, 0.52]).mean(), 6) and ax.get_xscale() == "log"
+    plt.close(fig)
+
+
+def test_a_probe_needs_a_start_and_an_end(tmp_path):
+    run = Run.create("once", {"method": "grpo", "seed": 0}, tmp_path)
+    for match in ("two probes in \\['once'\\]",) * 2:
+        with pytest.raises(ValueError, match=match): probe_change([run], "own")
+        if not run.rows("probe"): run.log("probe", {"step": 1, "own_robust": 1.0})
+    for bad in (("theirs", "robust"), ("own", "draft")):
+        with pytest.raises(ValueError, match="accepted"): probe_change([run], *bad)
+    assert probe_changes({})[0].empty and probe_table(probe_changes({})[0]) == MISSING and MISSING in probe_said(probe_changes({})[0])
 
 
 def test_what_the_paper_drew():
