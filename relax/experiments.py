@@ -5,18 +5,22 @@
 # %% auto #0
 __all__ = ['CONTROLS', 'ABLATIONS', 'ALPHAS', 'OBSERVABLES', 'THRESHOLDS', 'RIVALS', 'SIGNALS', 'DEVIATIONS', 'ARMS', 'KEPT',
            'COOLER', 'EXPERIMENTS', 'GPU_EXPERIMENTS', 'arm', 'Experiment', 'run_stem', 'configured', 'experiment',
-           'recorded', 'step_seconds', 'step_costs', 'run_seconds', 'seconds_of', 'overview', 'base_runs',
-           'cooler_base', 'suites', 'keep_policy', 'estimate', 'make_base', 'reproduce', 'main']
+           'base_samples', 'suites', 'recorded', 'step_seconds', 'work', 'step_costs', 'measured_costs', 'run_seconds',
+           'seconds_of', 'overview', 'plan_hours', 'keep_policy', 'keep_policies', 'estimate', 'make_base',
+           'sample_base', 'sample_bases', 'reproduce_all', 'reproduce', 'main']
 
 # %% ../nbs/experiments.ipynb #cell-4
 import argparse
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from .evaluate import evaluate_model
 from .reasoner import RECIPES, make_reasoner
@@ -120,13 +124,13 @@ EXPERIMENTS = {
     "threshold": Experiment("Where should the threshold be?", "Figure 11 (xi)", ("relax", *THRESHOLDS)),
     "rivals": Experiment("How do token-level rivals do?", "Figures 6, 9; Table 2", ("grpo", "uniform_kl", "relax", *RIVALS)),
     "deviations": Experiment("Do paper and draft code train alike?", "equations 7 to 12, Table 3", ("grpo", "relax", *DEVIATIONS)),
-    "signals": Experiment("Does a signal that cannot be gamed help?", "beyond the paper", (*CONTROLS, "relax_refresh", *SIGNALS), seeds=5,
+    "signals": Experiment("Does a signal that cannot be gamed through the states help?", "beyond the paper", (*CONTROLS, "relax_refresh", *SIGNALS), seeds=5,
                           model="countdown-wide-tiny", task="countdown-unstated", config=(("steps", 200), ("lr", 1e-4)), kept=()),
     "signals_spelled": Experiment("And on a second such task?", "beyond the paper", (*CONTROLS, "relax_refresh", *SIGNALS), seeds=5,
                                   model="countdown-wide-tiny", task="countdown-spelled", config=(("steps", 200), ("lr", 1e-4)), kept=()),
     "sizes": Experiment("Does it hold for a model of a sixth of the size?", "Table 2", (*CONTROLS, *RIVALS), model="countdown-tiny", kept=(), temperatures=COOLER),
     "waypoints": Experiment("Does it hold on another task, with longer responses?", "Table 2", tuple(CONTROLS), model="waypoints-small", task="waypoints",
-                            config=(("steps", 40), ("lr", 5e-5)), kept=(), temperatures=COOLER),  # its own rate, by data/tuning.csv
+                            config=(("steps", 40), ("lr", 5e-5)), kept=(), temperatures=(0.6,)),  # its own rate, by data/tuning.csv
     **{family: Experiment(f"Does it hold for the architecture of {name}?", "Table 5", tuple(CONTROLS), model=f"countdown-{family}", kept=())
        for family, name in (("llama", "Llama"), ("qwen3", "Qwen3"))},
     "vision": Experiment("Does it hold for a model that sees?", "Table 1; Figures 1b, 3, 4, 6, 9, 10", (*CONTROLS, "entropy", "kl_cov", *ALPHAS),
@@ -146,6 +150,23 @@ def experiment(name: str) -> Experiment:
     return known[name]
 
 # %% ../nbs/experiments.ipynb #cell-15
+def base_samples(e: Experiment, root=None, device=None) -> dict[str, dict]:
+    """Run id -> arguments of `evaluate_model` for each sample of an experiment's untrained model on the held-out problems.
+
+    Two seeds, one to show and one to sort the problems by difficulty; and one at each lower temperature, which says what sharper sampling alone gains.
+    """
+    of = {f"base-s{seed}": {"seed": seed} for seed in (0, 1)} | {f"base-t{t:g}-s0": {"temperature": t} for t in e.temperatures}
+    shared = {"model": e.model, "task": e.task, "problems": TrainConfig.eval_problems, "root": root, "device": device}
+    return {f"{e.stem}-{name}": shared | {"run_id": f"{e.stem}-{name}"} | options for name, options in of.items()}
+
+
+def suites(model: str, root=None, n: int = 6) -> list[list[int]]:
+    "Held-out problems in `n` equal suites of rising difficulty, by an untrained sample that no table shows."
+    table = Run(f"{model}-base-s1", root).table("evals")
+    order = table.sort_values(["correct", "problem"], ascending=[False, True]).problem.tolist()
+    return [sorted(order[i * len(order) // n:(i + 1) * len(order) // n]) for i in range(n)]
+
+# %% ../nbs/experiments.ipynb #cell-17
 def recorded(name: str, root=None) -> dict[str, list[Run]]:
     "Arm -> its finished runs, one a seed, of an experiment; arms without any are left out."
     e, found = experiment(name), {}
@@ -159,34 +180,42 @@ def step_seconds(run: Run) -> float:
     timing = run.table("timing")
     return float((timing.cpu_time if "cpu_time" in timing else timing.filter(like="_seconds").sum(axis=1)).mean())
 
-# %% ../nbs/experiments.ipynb #cell-16
+# %% ../nbs/experiments.ipynb #cell-18
+def work(config: dict) -> str:
+    "What a step of a run computes, whatever the seed and the constants in it: runs of the same work cost the same."
+    options = {k: v for k, v in (config["method_options"] or {}).items() if k not in ("alpha", "beta", "xi")}
+    return " ".join(map(str, (*(config[k] for k in ("task", "model", "method", "lr", "prompts", "group_size")), options or "")))
+
+
 def step_costs(root=None) -> dict[str, float]:
-    "Seconds a step of each recorded 'model-arm': of its fastest seed, since what else ran on the machine can only have added to the others."
+    "Seconds a step of each kind of recorded `work`: of its fastest run, since what else ran on the machine can only have added to the others."
     costs = {}
     for path in sorted(Path(root or data_dir() / "runs").glob("*-s*/timing.csv")):
         run = Run(path.parent.name, root)
-        key = run.id.rsplit("-s", 1)[0]
-        costs[key] = min(step_seconds(run), costs.get(key, float("inf")))
+        costs[work(run.config)] = min(step_seconds(run), costs.get(work(run.config), float("inf")))
     return costs
 
 
-def run_seconds(run_id: str, config: TrainConfig, costs: dict, measured: pd.DataFrame) -> float:
-    """What a whole run takes on one idle core: its steps by `step_costs`, else by what was measured for its model, and an evaluation at the end.
-
-    measured: data/step_seconds.csv by model; one that is not in it counts as one of the same task and size, NaN where there is none.
-    """
+def measured_costs() -> pd.DataFrame:
+    "data/step_seconds.csv by model; a model that is not in it has the row of one of the same task and size, or NaN."
+    measured = pd.read_csv(data_dir() / "step_seconds.csv", index_col="model")
     kind = lambda m: tuple(RECIPES.get(m, {}).get(k) for k in ("task", "size"))
-    model = config.model if config.model in measured.index else next((m for m in measured.index if kind(m) == kind(config.model)), None)
-    if model is None: return float("nan")
-    return config.steps * costs.get(run_id.rsplit("-s", 1)[0], measured.step_seconds[model]) + measured.evaluation_seconds[model]
+    like = {m: m if m in measured.index else next((n for n in measured.index if kind(n) == kind(m)), "none") for m in (*measured.index, *RECIPES)}
+    return measured.reindex(like.values()).set_axis(like.keys())
+
+
+def run_seconds(config: TrainConfig, costs: dict, measured: pd.DataFrame) -> float:
+    "What a whole run takes on one idle core: its steps by `step_costs`, else by what was measured for its model, and an evaluation at the end."
+    if config.model not in measured.index: return float("nan")
+    return config.steps * costs.get(work(vars(config)), measured.step_seconds[config.model]) + measured.evaluation_seconds[config.model]
 
 
 def seconds_of(configs: dict, root=None) -> dict[str, float]:
-    "Run id -> `run_seconds`, by the recorded runs under `root` and data/step_seconds.csv."
-    costs, measured = step_costs(root), pd.read_csv(data_dir() / "step_seconds.csv", index_col="model")
-    return {i: run_seconds(i, c, costs, measured) for i, c in configs.items()}
+    "Run id -> `run_seconds`, by the recorded runs under `root` and `measured_costs`."
+    costs, measured = step_costs(root), measured_costs()
+    return {i: run_seconds(c, costs, measured) for i, c in configs.items()}
 
-# %% ../nbs/experiments.ipynb #cell-20
+# %% ../nbs/experiments.ipynb #cell-22
 def overview(root=None) -> pd.DataFrame:
     "One row an experiment: its runs, how many are recorded, the core hours that those took, and the hours that the others will take on two idle cores."
     rows, seconds = {}, seconds_of({i: c for e in EXPERIMENTS.values() for i, c in e.configs().items()}, root)
@@ -197,30 +226,27 @@ def overview(root=None) -> pd.DataFrame:
                       "hours left, two cores": round(left / 7200, 2)}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/experiments.ipynb #cell-24
-def base_runs(model: str, task: str, root=None, progress=False, device=None) -> tuple[Run, Run]:
-    "Two samples of the untrained model on the held-out problems: one to show, one to sort the problems by difficulty."
-    n = TrainConfig.eval_problems
-    return tuple(evaluate_model(model, task, f"{run_stem(model, task)}-base-s{seed}", problems=n, seed=seed, root=root, progress=progress, device=device) for seed in (0, 1))
+# %% ../nbs/experiments.ipynb #cell-23
+def plan_hours(root=None) -> tuple[float, float]:
+    "Hours of two idle cores that all of EXPERIMENTS take from nothing: its runs, and the samples of untrained models. NaN where a model is not measured."
+    seconds = seconds_of({i: c for e in EXPERIMENTS.values() for i, c in e.configs().items()}, root).values()
+    measured = measured_costs().evaluation_seconds
+    samples = {i: job["model"] for e in EXPERIMENTS.values() for i, job in base_samples(e).items()}
+    return sum(seconds) / 7200, float(measured.reindex(samples.values()).sum(skipna=False)) / 7200
 
-
-def cooler_base(model: str, task: str, temperature: float, root=None, progress=False, device=None) -> Run:
-    "The untrained model sampled at a lower temperature: what sharper sampling alone gains, without any training."
-    return evaluate_model(model, task, f"{run_stem(model, task)}-base-t{temperature:g}-s0", problems=TrainConfig.eval_problems, temperature=temperature,
-                          root=root, progress=progress, device=device)
-
-
-def suites(model: str, root=None, n: int = 6) -> list[list[int]]:
-    "Held-out problems in `n` equal suites of rising difficulty, by an untrained sample that no table shows."
-    table = Run(f"{model}-base-s1", root).table("evals")
-    order = table.sort_values(["correct", "problem"], ascending=[False, True]).problem.tolist()
-    return [sorted(order[i * len(order) // n:(i + 1) * len(order) // n]) for i in range(n)]
-
-# %% ../nbs/experiments.ipynb #cell-26
+# %% ../nbs/experiments.ipynb #cell-27
 def keep_policy(run: Run):
     "Copy the last checkpoint's model, tokenizer and dictionary, without the optimizer, to the run's `policy` folder."
     newest = max((run.folder / "checkpoint").glob("step-*"))
     shutil.copytree(newest, run.folder / "policy", ignore=shutil.ignore_patterns("optimizer*", "state.json"), dirs_exist_ok=True)
+
+
+def keep_policies(asked: list[Experiment], root=None):
+    "`keep_policy` for the first seed of the arms that experiments keep, where a finished run has a checkpoint and no policy yet."
+    for e in asked:
+        for i in (f"{e.stem}-{a}-s0" for a in e.kept):
+            folder = Path(root or data_dir() / "runs") / i
+            if i in e.configs() and finished(i, e.configs()[i], root) and any(folder.glob("checkpoint/step-*")) and not (folder / "policy").exists(): keep_policy(Run(i, root))
 
 
 def estimate(configs: dict, root=None) -> str:
@@ -236,19 +262,37 @@ def make_base(model: str, progress: bool = True, device=None):
         make_reasoner(model, data_dir() / "reasoner", device)
 
 
+def sample_base(arguments: dict):
+    torch.set_num_threads(1)
+    evaluate_model(**arguments)
+
+
+def sample_bases(asked: list[Experiment], workers: int = 2, root=None, progress: bool = True, device=None):
+    "What experiments need besides their runs: their base models, and `base_samples` of each, `workers` at a time."
+    for e in asked: make_base(e.model, progress, device)
+    jobs = {i: job for e in asked for i, job in base_samples(e, root, device).items() if not (Path(root or data_dir() / "runs") / i / "evals.csv").exists()}
+    if not jobs: return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for _ in tqdm(pool.map(sample_base, jobs.values()), desc="samples of untrained models", total=len(jobs), disable=not progress): pass
+
+
+def reproduce_all(names, workers: int = 2, root=None, progress: bool = True, device=None):
+    "Make the missing runs of several experiments, under one bar. Can be interrupted and called again."
+    asked = [experiment(name) for name in names]
+    every = {i: c for e in asked for i, c in e.configs().items()}
+    missing = {i: c for i, c in every.items() if not finished(i, c, root)}
+    if progress and missing: print(f"{', '.join(names)}: {len(missing)} of {len(every)} runs are missing, {estimate(missing, root)}. Ctrl-C stops; the same command goes on.")
+    sample_bases(asked, workers, root, progress, device)
+    try: train_all(missing, workers, root, progress, device)
+    finally: keep_policies(asked, root)
+
+
 def reproduce(name: str, workers: int = 2, root=None, progress: bool = True, device=None) -> dict[str, list[Run]]:
     "Make an experiment's missing runs and return them all, arm -> runs. Can be interrupted and called again."
-    e = experiment(name)
-    configs = {i: c for i, c in e.configs().items() if not finished(i, c, root)}
-    make_base(e.model, progress, device)
-    base_runs(e.model, e.task, root, progress, device)
-    for t in e.temperatures: cooler_base(e.model, e.task, t, root, progress, device)
-    if progress and configs: print(f"{name}: {len(configs)} of {len(e.configs())} runs are missing, {estimate(configs, root)}. Ctrl-C stops; the same command goes on.")
-    for run in train_all(configs, workers, root, progress, device):
-        if run.config["seed"] == 0 and run.id in {f"{e.stem}-{a}-s0" for a in e.kept}: keep_policy(run)
+    reproduce_all([name], workers, root, progress, device)
     return recorded(name, root)
 
-# %% ../nbs/experiments.ipynb #cell-27
+# %% ../nbs/experiments.ipynb #cell-28
 def main(arguments=None):
     "Console script relax_reproduce."
     parser = argparse.ArgumentParser("relax_reproduce", description="Make the runs of an experiment that are not recorded yet.")
@@ -257,8 +301,7 @@ def main(arguments=None):
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; by default the processor")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    try:
-        for name in EXPERIMENTS if asked.experiment == ["all"] else asked.experiment: reproduce(name, asked.workers, device=asked.device)
+    try: reproduce_all([*EXPERIMENTS] if asked.experiment == ["all"] else asked.experiment, asked.workers, device=asked.device)
     except ValueError as error: raise SystemExit(f"relax_reproduce: {error}")
     except KeyboardInterrupt: raise SystemExit("\nStopped, with all steps done so far saved. The same command goes on from there.")
     print(overview().to_string())

@@ -84,9 +84,10 @@ def environment() -> dict:
 
 
 def git_commit() -> str | None:
-    "The commit of this checkout, None outside one."
-    out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(relax.__file__).parent, capture_output=True, text=True)
-    return out.stdout.strip() or None
+    "The commit of this checkout, and whether the package has been edited since; None outside one."
+    git = lambda *what: subprocess.run(["git", *what], cwd=Path(relax.__file__).parent, capture_output=True, text=True).stdout.strip()
+    commit = git("rev-parse", "HEAD")
+    return commit + ", edited since" * bool(git("status", "--porcelain", "--untracked-files=no", ".")) if commit else None
 
 # %% ../nbs/13_record.ipynb #cell-15
 def write_atomic(path: Path, text: str):
