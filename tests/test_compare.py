@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from relax.compare import (arm_scores, band, base_arm, by_seed, caption, card, changes, curve, differences, draw_changes, draw_curves, draw_pass_at_k, draw_probe, dynamics, finding,
-                           finding_table, first_seeds, forest, interval, kept, last_over_first, legend, levels, logged, look, measured, paper_figure, pass_table, probe_change, probe_changes,
-                           probe_said, probe_table, rounded, row_scores, scores, settle, shown, suite_means, verdict)
+                           finding_table, first_seeds, forest, grid, interval, kept, last_over_first, legend, length_said, levels, logged, look, measured, paper_figure, pass_table, probe_change, probe_changes,
+                           probe_said, probe_table, ratio, rounded, row_scores, scores, settle, shown, spot, suite_means, verdict)
 from relax.experiments import ARMS, EXPERIMENTS
 from relax.record import MISSING, Run
 
@@ -108,6 +108,8 @@ def test_differences_keep_arms_without_runs(two):
 
 
 def test_looks_differ_in_grey_and_an_arm_without_a_look_gets_one():
+    main = [spot(a) for a in ("base", "grpo", "uniform_kl", "relax", "half_lr")]
+    assert len(set(main)) == 5 and spot("relax") == "o" and not any(spot(a) in main for a in set(ARMS) - {"grpo", "uniform_kl", "relax", "half_lr"})
     for e in EXPERIMENTS.values(): assert len({(str(look(a)["linestyle"]), look(a)["marker"]) for a in e.arms}) == len(e.arms)
     assert look("grpo")["color"] == "#8c8c8c" and look("relax")["color"] == "#c8102e" and all(look(a)["label"] for a in ARMS)
     with pytest.raises(ValueError, match="accepted"): look("ppo")
@@ -122,6 +124,33 @@ def test_nothing_recorded_still_draws(tmp_path):
 def test_caption_counts(two):
     assert caption({"grpo": two}, ("grpo", "dapo")).startswith("2 seeds an arm; evaluated on 3 held-out prompts with 4 samples") and "DAPO" in caption({"grpo": two}, ("dapo",))
     assert "GRPO 2, ReLaX 1" in caption({"grpo": two, "relax": two[:1]})
+    assert "held-out" not in caption({"grpo": two}, shows=("curves", "changes", "probe", "dots")) and "held-out" in caption({"grpo": two}, shows=("scores",))
+    with pytest.raises(ValueError, match="accepted are some of.*dots"): caption({"grpo": two}, shows=("lines",))
+
+
+def test_a_ratio_by_hand():
+    a, b = np.array([[1.1], [1.2], [1.3]]), np.array([[1.0], [1.0], [1.0]])
+    f = ratio("x", (0.1, 0.3), a, b)  # 20 % more; b is sure, so the interval is a's own: s / sqrt(3) = .0577, t(2) = 4.303
+    assert abs(f["value"] - 0.2) < 1e-12 and abs((f["high"] - f["low"]) / 2 - 4.302653 * 0.1 / 3**0.5) < 0.03 and f["status"] == "inconclusive" and f["seeds"] == "3 / 3"
+    assert ratio("x", 1, 2 * a, a)["value"] == pytest.approx(1) and ratio("x", 1, 10 * b, b)["status"] == "direction holds at smaller scale"
+    wide, sure = (ratio("x", 1, a, v)["high"] - ratio("x", 1, a, v)["low"] for v in (b + [[-0.3], [0], [0.3]], b))
+    assert wide > 1.2 * sure  # the luck of the denominator counts
+    assert ratio("x", 1, a, None)["value"] is None
+    with pytest.raises(ValueError, match="above zero"): ratio("x", 1, a, -b)
+
+
+def test_lengths_are_said_with_intervals(tmp_path):
+    runs = [make(tmp_path, f"l{i}", [0.0] * 20, length=[10.0] * 10 + [11.0 + i / 10] * 10) for i in range(3)]
+    assert length_said({"grpo": runs}) == "Length of the responses, first to last ten steps: GRPO +11% [+9%, +13%]."
+    assert length_said({"grpo": runs[:1]}).endswith("GRPO +10%.") and MISSING in length_said({})
+
+
+def test_a_grid_has_wide_panels_below(two):
+    fig, axes = grid(3, wide=(1.0, 2.0))
+    settle(fig)
+    boxes = [ax.get_position() for ax in axes]
+    assert len(axes) == 5 and boxes[3].width > 1.5 * boxes[0].width and boxes[4].height > boxes[3].height and boxes[0].y0 > boxes[3].y0 > boxes[4].y0
+    plt.close("all")
 
 
 def test_pass_at_k_table_and_picture(two):
