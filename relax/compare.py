@@ -7,10 +7,10 @@ __all__ = ['LABELS', 'COLORS', 'LINES', 'MARKERS', 'OTHERS', 'PANELS', 'DSDS', '
            'KS', 'look', 'spot', 'arms_of', 'base_arm', 'first_seeds', 'all_runs', 'scores', 'row_scores', 'asked',
            'arm_scores', 'share_interval', 'suite_interval', 'pass_table', 'logged', 'by_seed', 'curve', 'interval',
            'band', 'rounded', 'draw_curves', 'grid', 'legend', 'settle', 'dynamics', 'last_over_first', 'changes',
-           'levels', 'draw_changes', 'length_said', 'kept', 'finding', 'measure', 'differences', 'ratio', 'measured',
-           'shown', 'finding_table', 'verdict', 'card', 'probe_change', 'probe_changes', 'factor', 'probe_table',
-           'probe_said', 'draw_probe', 'against_all', 'forest', 'draw_pass_at_k', 'suite_means', 'paper_figure',
-           'deciding', 'claim_row', 'claims_table', 'caption']
+           'levels', 'draw_changes', 'change_table', 'length_said', 'kept', 'finding', 'measure', 'differences',
+           'ratio', 'measured', 'shown', 'finding_table', 'verdict', 'card', 'probe_change', 'probe_changes', 'factor',
+           'probe_table', 'probe_said', 'draw_probe', 'against_all', 'forest', 'draw_pass_at_k', 'suite_means',
+           'paper_figure', 'deciding', 'claim_row', 'claims_table', 'caption']
 
 # %% ../nbs/compare.ipynb #cell-4
 import json
@@ -265,6 +265,13 @@ def draw_changes(ax, arms: dict, columns) -> dict:
     return values
 
 
+def change_table(arms: dict, columns=("length", "dsd_matched", "dsd_robust", "dsd_paper", "dsd_authors")) -> str:
+    "Change from the first to the last ten steps of some logged columns with 95 % intervals over seeds, as Markdown: one row a column, one column an arm."
+    text = lambda v: f"{v.mean():+.0%}" + (" [{:+.0%}, {:+.0%}]".format(*interval(v)) if len(v) > 1 else "")
+    rows = {PANELS[c][0]: {look(a)["label"]: text(changes(runs, c)) for a, runs in arms.items()} for c in columns}
+    return markdown_table(pd.DataFrame(rows).T.rename_axis("change")) if arms else MISSING
+
+
 def length_said(arms: dict) -> str:
     "How the length of the responses changed from the first ten steps to the last, by arm, with 95 % intervals: what DSD over whole responses moves with."
     change = {look(a)["label"]: changes(runs, "length") for a, runs in arms.items()}
@@ -370,11 +377,11 @@ def probe_change(runs: list[Run], reading: str, estimator: str = "robust") -> np
     return np.array([[t[f"{parts[0]}_{estimator}"] - sum(t[f"{p}_{estimator}"] for p in parts[1:])] for t in tables])
 
 
-def probe_changes(arms: dict, reference: str = "grpo", estimators=tuple(ESTIMATORS)) -> tuple[pd.DataFrame, list[dict]]:
+def probe_changes(arms: dict, reference: str = "grpo", estimators=tuple(ESTIMATORS), names=None) -> tuple[pd.DataFrame, list[dict]]:
     """The hacking probe of some arms: (table, findings), both of `probe_change`, hence in log units.
 
     table: one row an arm, estimator and reading: arm, estimator, reading, value, low, high, seeds; intervals are Student's, over seeds. findings, for each
-    estimator: of each arm the claim that its own states and the base model move alike, within 0.1; of each arm against `reference` that each reading rises more.
+    estimator: of each arm the claim that its own states and the base model move alike, within 0.1; of each arm of `names` (None: every one) against `reference` that each reading rises more.
     """
     rows, same, more = [], [], []
     for e, name in ESTIMATORS.items():
@@ -385,7 +392,7 @@ def probe_changes(arms: dict, reference: str = "grpo", estimators=tuple(ESTIMATO
             same.append(finding(f"log of own / base, first to last probe, {name} (claim: within 0.1), {look(arm)['label']}", (-0.1, 0.1), change["own / base"]) | {"arm": arm})
         for reading in ("own", "base", "refit"):
             of = lambda runs: probe_change(runs, reading, e)
-            more += differences(arms, of, f"log change of probed DSD, {name}, {READINGS[reading]}", reference, [a for a in arms if a != reference])
+            more += differences(arms, of, f"log change of probed DSD, {name}, {READINGS[reading]}", reference, [a for a in arms if a != reference] if names is None else names)
     return pd.DataFrame(rows, columns=["arm", "estimator", "reading", "value", "low", "high", "seeds"]), same + more
 
 # %% ../nbs/compare.ipynb #cell-37
@@ -403,16 +410,16 @@ def probe_table(table: pd.DataFrame) -> str:
 
 
 def probe_said(table: pd.DataFrame, estimator: str = "robust") -> str:
-    "What the probe says of each arm in words, by intervals alone; nothing is claimed where there is no interval."
+    "What the probe says of each arm in words, by intervals alone, as a Markdown list; nothing is claimed where there is no interval."
     moved = lambda r: "not seen to move" if not (r["low"] > 0 or r["high"] < 0) else "risen" if r["low"] > 0 else "fallen"
     said = []
     for arm, part in table[table.estimator == estimator].groupby("arm", sort=False):
         r = part.set_index("reading").to_dict("index")
         apart = {"risen": "above", "fallen": "below"}.get(moved(r["own / base"]))
-        end = f"the states moved {apart} what the text explains" if apart else "the two are not seen to part"
-        said.append(f"{look(arm)['label']}: own states {factor(r['own'])}, {moved(r['own'])}; the base model on the same tokens {factor(r['base'])}, {moved(r['base'])}; "
-                    f"{end} (own / base {factor(r['own / base'])})")
-    return f"DSD from the first probe to the last, {ESTIMATORS[estimator]}. " + (". ".join(said) or MISSING) + "."
+        end = f"own states end {apart} what the base model reads in the same text" if apart else "the two are not seen to part"
+        said.append(f"- {look(arm)['label']}: own states {factor(r['own'])}, {moved(r['own'])}; the base model on the same tokens {factor(r['base'])}, {moved(r['base'])}; "
+                    f"{end} (own / base {factor(r['own / base'])}).")
+    return f"DSD from the first probe to the last, {ESTIMATORS[estimator]}:\n\n" + ("\n".join(said) or f"{MISSING}.")
 
 # %% ../nbs/compare.ipynb #cell-38
 def draw_probe(ax, table: pd.DataFrame, estimator: str = "robust") -> dict:

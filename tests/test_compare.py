@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from relax.compare import (arm_scores, band, base_arm, by_seed, caption, card, changes, curve, differences, draw_changes, draw_curves, draw_pass_at_k, draw_probe, dynamics, finding,
+from relax.compare import (arm_scores, band, base_arm, by_seed, caption, card, change_table, changes, curve, differences, draw_changes, draw_curves, draw_pass_at_k, draw_probe, dynamics, finding,
                            finding_table, first_seeds, forest, grid, interval, kept, last_over_first, legend, length_said, levels, logged, look, measured, paper_figure, pass_table, probe_change, probe_changes,
                            probe_said, probe_table, ratio, rounded, row_scores, scores, settle, shown, spot, suite_means, verdict)
 from relax.experiments import ARMS, EXPERIMENTS
@@ -142,6 +142,7 @@ def test_a_ratio_by_hand():
 def test_lengths_are_said_with_intervals(tmp_path):
     runs = [make(tmp_path, f"l{i}", [0.0] * 20, length=[10.0] * 10 + [11.0 + i / 10] * 10) for i in range(3)]
     assert length_said({"grpo": runs}) == "Length of the responses, first to last ten steps: GRPO +11% [+9%, +13%]."
+    assert "| response length | +11% [+9%, +13%] |" in change_table({"grpo": runs}, ("length",)) and change_table({}) == MISSING
     assert length_said({"grpo": runs[:1]}).endswith("GRPO +10%.") and MISSING in length_said({})
 
 
@@ -202,14 +203,15 @@ def test_the_hacking_probe_by_hand(tmp_path):
     assert status["log of own / base, first to last probe, robust (claim: within 0.1), ReLaX"] == "disagrees"
     assert status["log change of probed DSD, robust, own states, ReLaX - GRPO"] == "direction holds at smaller scale"
     assert status["log change of probed DSD, robust, base model, same tokens, ReLaX - GRPO"] == "inconclusive" and len(findings) == 5
+    assert len(probe_changes(arms, estimators=("robust",), names=())[1]) == 2
 
 
 def test_what_the_probe_says_follows_its_intervals(tmp_path):
     arms = {"relax": [probed(tmp_path, f"r{i}", (1, 2.0 + i / 100), (1, 1.0 + (i - 1) / 100)) for i in range(3)],
             "grpo": [probed(tmp_path, f"g{i}", (1, 0.5 + i / 100), (1, 0.5 + i / 100)) for i in range(3)]}
     table, _ = probe_changes(arms)
-    relax, grpo = probe_said(table).split(". GRPO")
-    assert "own states × 2.01" in relax and "risen; the base model on the same tokens × 1.00" in relax and "not seen to move; the states moved above what the text explains" in relax
+    relax, grpo = probe_said(table).split("- GRPO")
+    assert "own states × 2.01" in relax and "risen; the base model on the same tokens × 1.00" in relax and "not seen to move; own states end above what the base model reads" in relax
     assert "fallen; the base model" in grpo and "the two are not seen to part" in grpo and "ReLaX, eq. 7" in probe_table(table)
     fig, ax = plt.subplots()
     assert draw_probe(ax, table)["probe/robust/own/grpo"][0] == round(np.log([0.5, 0.51, 0.52]).mean(), 6) and ax.get_xscale() == "log"
