@@ -116,6 +116,12 @@ def test_high_entropy_by_hand():
     assert abs(method.loss(small([[1.05, 1.2], [1.1, 1.0]]))[0].item() + 1.2 / 3) < 1e-6  # all three would give 1.15
 
 
+@pytest.mark.parametrize("method, low", [(DAPO(), 0.8), (FR3E(), 0.78)])
+def test_where_dapo_and_fr3e_clip_by_hand(method, low):
+    b = small([[1.27, 1.4], [0.7, 1.0]])  # A = 1, 1; -1: the first is free, the others stop at 1.28 and `low`
+    assert method.loss(b)[0].item() == pytest.approx(-(1.27 + 1.28 - low) / 3, abs=1e-6)
+
+
 def test_hicra_by_hand():
     method = HICRA(planning=(3,))  # the first token of each response
     assert method.weigh(small()).tolist()[0] == pytest.approx([1.2, 1.0]) and method.weigh(small())[1, 0].item() == pytest.approx(-0.8)
