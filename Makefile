@@ -27,7 +27,7 @@ help:  ## this list
 	$(BIN)/pip install -q -c constraints.txt -e '.[site]'
 	@touch $@
 
-demo: .venv/core  ## train GRPO, ReLaX and the uniform-KL control on this machine's processor, and draw figures/demo.png
+demo: .venv/core  ## train GRPO, ReLaX and two controls (uniform KL, half the learning rate) on this machine's processor, and draw figures/demo_live.png
 	@$(BIN)/python -m relax.demo $(if $(FRESH),--fresh)
 
 test: .venv/all  ## notebooks, their solutions, pytest, and that modules and README are what the notebooks say

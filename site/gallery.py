@@ -10,9 +10,9 @@ RUN = re.compile(r"^(.*)-s(\d+)$")
 
 
 def cards(figures: Path) -> dict[str, dict]:
-    "Every card figures/<slug>.json, figures of the paper first, then tables, then ours."
+    "Every card figures/<slug>.json, figures of the paper first, then tables, then ours; without that of a live demo, which git does not keep."
     def order(slug): return (0 if slug.startswith("fig") else 1 if slug.startswith("table") else 2, slug)
-    return {slug: json.loads((figures / f"{slug}.json").read_text(encoding="utf-8")) for slug in sorted((p.stem for p in figures.glob("*.json")), key=order)}
+    return {slug: json.loads((figures / f"{slug}.json").read_text(encoding="utf-8")) for slug in sorted((p.stem for p in figures.glob("*.json") if p.stem != "demo_live"), key=order)}
 
 
 def findings(card: dict) -> list[dict]:

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -254,9 +255,27 @@ def test_the_demo_asks_base_and_methods_the_same_number_of_problems(monkeypatch)
     asked = {}
     monkeypatch.setattr(demo, "evaluate_model", lambda *args, **options: asked.update(options))
     monkeypatch.setattr(demo, "train_all", lambda configs: asked.update(configs=configs) or [])
-    monkeypatch.setattr(demo, "show", lambda runs: None)
+    monkeypatch.setattr(demo, "show", lambda runs, slug: asked.update(slug=slug))
     demo.main([])
     assert {c.eval_problems for c in asked["configs"].values()} == {asked["problems"]}
+    assert asked["slug"] == "demo_live"  # figures/demo.* hold all recorded seeds, and git tracks them
+
+
+def test_the_demo_runs_every_control_and_tells_its_arms_apart():
+    configs = demo.demo_configs(seed=3)
+    arms = [demo.arm_of(SimpleNamespace(id=i, config=asdict(c))) for i, c in configs.items()]
+    assert arms == ["grpo", "uniform_kl", "half_lr", "relax"] and list(configs) == [f"demo-{a}-s3" for a in arms]
+    assert configs["demo-half_lr-s3"] == replace(configs["demo-grpo-s3"], lr=TrainConfig.lr / 2)
+    with pytest.raises(ValueError, match="run: got x with method 'grpo' and learning rate 0.1"): demo.arm_of(SimpleNamespace(id="x", config={"method": "grpo", "lr": 0.1}))
+
+
+def test_only_the_recorded_demo_draws_the_tracked_figure(monkeypatch, capsys):
+    saved = []
+    monkeypatch.setattr(demo, "save_figure", lambda fig, slug, *rest: saved.append(slug))
+    demo.main(["--recorded"])
+    assert saved == ["demo"] and "figures/demo.png" in capsys.readouterr().out
+    tracked = subprocess.run(["git", "check-ignore", "figures/demo_live.png", "figures/demo_live.json", "figures/demo.png"], cwd=demo.data_dir().parent, capture_output=True, text=True)
+    assert tracked.returncode == 128 or tracked.stdout.split() == ["figures/demo_live.png", "figures/demo_live.json"]  # 128: not a git checkout
 
 
 def fake_run(root, method, correct, seed=0):
