@@ -48,7 +48,7 @@ def look(arm: str) -> dict:
     i = OTHERS.index(arm) if arm in OTHERS else 0
     color = ("#e08214", "#542788", "#01665e", "#d6429b", "#6a9a1f", "#8c510a")[i % 6]
     line = ("--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1.2)))[i % 4]
-    return {"color": COLORS.get(arm, color), "linestyle": LINES.get(arm, line), "marker": MARKERS.get(arm, "vP*X<>hd8"[i % 9]),
+    return {"color": COLORS.get(arm, color), "linestyle": LINES.get(arm, line), "marker": MARKERS.get(arm, "vP*X<>d"[i % 7]),
             "label": LABELS.get(arm, arm.replace("_", " "))}
 
 
@@ -180,21 +180,24 @@ def rounded(values) -> list:
     return [None if not math.isfinite(v) else round(float(v), 6) for v in values]
 
 
-def draw_curves(ax, arms: dict, column: str, window: int = 5, bars: int = 4) -> dict:
-    "Each arm's mean by step, on `ax`, with its 95 % interval as bars at a few steps, one arm after the other, the last at the end. Returns what was plotted."
-    values = {}
+def draw_curves(ax, arms: dict, column: str, window: int = 5, bars: int | None = None) -> dict:
+    """Each arm's mean by step, on `ax`, with its 95 % interval as bars at a few steps, one arm after the other, the last at the end. Returns what was plotted.
+
+    bars: so many an arm; None makes it sixteen in all.
+    """
+    values, bars = {}, bars or max(16 // max(len(arms), 1), 2)
     for i, (arm, runs) in enumerate(arms.items()):
         b = band(runs, column, window)
         every = max(len(b) // bars, 1)
         some = (len(b) - 1 - i * every // len(arms)) % every, every
-        ax.errorbar(b.index, b["mean"], b.high - b["mean"], errorevery=some, markevery=some, **look(arm), markersize=4, elinewidth=0.9, capsize=1.5)
+        ax.errorbar(b.index, b["mean"], b.high - b["mean"], errorevery=some, markevery=some, **look(arm), markersize=5, elinewidth=0.9, capsize=1.5)
         values |= {f"{column}/{arm}/{c}": rounded(b[c]) for c in b}
     title, label = PANELS.get(column, (column, column))
     ax.set(title=title, xlabel="training step", ylabel=label)
     if not arms: ax.text(0.5, 0.5, MISSING, ha="center", transform=ax.transAxes)
     return values
 
-
+# %% ../nbs/compare.ipynb #cell-21
 def grid(n: int, width: float = 4.6, columns: int = 2, height: float = 1.9, wide=()):
     """A figure with n panels, then one as wide as the figure for each height of `wide`, and room for the legend below: (figure, axes).
 
@@ -214,7 +217,7 @@ def legend(fig, ax, columns: int = 2):
     part = fig.subfigs[-1] if fig.subfigs else fig
     if handles: part.legend(handles, [fill(t, 22) for t in labels], loc="outside lower center", ncols=columns)
 
-# %% ../nbs/compare.ipynb #cell-21
+# %% ../nbs/compare.ipynb #cell-22
 def settle(fig):
     """Lay the figure out from the start, at the resolution at which it is saved, until nothing moves: the saved bytes then do not depend on whether
     a notebook has shown it before.
@@ -233,7 +236,7 @@ def dynamics(arms: dict, columns, extra: int = 0, wide=()) -> tuple:
     legend(fig, axes[0])
     return fig, axes, values
 
-# %% ../nbs/compare.ipynb #cell-24
+# %% ../nbs/compare.ipynb #cell-25
 def last_over_first(run: Run, column: str, window: int = 10) -> float:
     "A column's mean over the last `window` steps, relative to its first `window`, as a change: 0 is no change."
     table = logged(run, column)
@@ -249,7 +252,7 @@ def levels(runs: list[Run], column: str, window: int = 10) -> np.ndarray:
     "A column's mean over the last `window` steps of each run, (seeds, 1)."
     return np.array([[float(logged(r, column).tail(window).mean())] for r in runs])
 
-# %% ../nbs/compare.ipynb #cell-25
+# %% ../nbs/compare.ipynb #cell-26
 def draw_changes(ax, arms: dict, columns) -> dict:
     "Change from the first to the last ten steps of several logged columns, in percent, each arm with its 95 % interval over seeds. Returns what was plotted."
     values, step = {}, 0.7 / max(len(arms), 1)
@@ -257,7 +260,7 @@ def draw_changes(ax, arms: dict, columns) -> dict:
         v = [100 * changes(runs, c) for c in columns]
         mean, bounds = np.array([x.mean() for x in v]), np.array([interval(x) for x in v])
         y, how = -np.arange(len(columns)) + 0.35 - (j + 0.5) * step, look(arm)
-        ax.errorbar(mean, y, xerr=np.nan_to_num(np.abs(bounds.T - mean)), **how | {"linestyle": "", "marker": spot(arm)}, markersize=4, capsize=2)
+        ax.errorbar(mean, y, xerr=np.nan_to_num(np.abs(bounds.T - mean)), **how | {"linestyle": "", "marker": spot(arm)}, markersize=5, capsize=2)
         values |= {f"change/{c}/{arm}": rounded([m, *b]) for c, m, b in zip(columns, mean, bounds)}
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set(yticks=-np.arange(len(columns)), ylim=(0.5 - len(columns), 0.5), xlabel="first to last ten steps (%)", title="change over the training")
@@ -278,7 +281,7 @@ def length_said(arms: dict) -> str:
     bars = {label: " [{:+.0%}, {:+.0%}]".format(*interval(v)) if len(v) > 1 else "" for label, v in change.items()}
     return "Length of the responses, first to last ten steps: " + ("; ".join(f"{label} {v.mean():+.0%}{bars[label]}" for label, v in change.items()) or MISSING) + "."
 
-# %% ../nbs/compare.ipynb #cell-29
+# %% ../nbs/compare.ipynb #cell-30
 MIN_SEEDS = 2
 RULE = ("Rule: a finding is 'direction holds at smaller scale' where its 95 % interval lies wholly on the paper's side, 'disagrees' where wholly on the other, else 'inconclusive'; "
         "a comparison of arms needs two seeds of each. Where all findings of a figure have one status, that is the verdict; where not, the verdict is 'mixed'.")
@@ -304,7 +307,7 @@ def finding(what: str, expected, a, b=None) -> dict:
     seeds = f"{len(a)}" if not given else f"{len(a)} / {len(b)}"
     return {"what": what, "value": value, "low": low, "high": high, "seeds": seeds, "status": claim_status(value, (low, high), expected)}
 
-# %% ../nbs/compare.ipynb #cell-30
+# %% ../nbs/compare.ipynb #cell-31
 def measure(arms: dict, arm: str, of) -> np.ndarray | None:
     "`of(runs)`, (seeds, n), of an arm; None, which `finding` knows how to take, where it has no runs."
     return of(arms[arm]) if arms.get(arm) else np.empty((0, 1))
@@ -326,7 +329,7 @@ def ratio(what: str, expected, a, b) -> dict:
     low, high = (float(r - 1 + v / b.mean()) for v in paired_difference(a, r * b)[1:])
     return {"what": what, "value": float(r - 1), "low": low, "high": high, "seeds": f"{len(a)} / {len(b)}", "status": claim_status(float(r - 1), (low, high), expected)}
 
-# %% ../nbs/compare.ipynb #cell-31
+# %% ../nbs/compare.ipynb #cell-32
 def measured(what: str, sign: int, a, b) -> tuple[str, str]:
     "One finding in words, with its 95 % interval, and its status; `sign` is the direction that the paper claims."
     f = finding(what, sign, a, b)
@@ -358,7 +361,7 @@ def card(findings: list[dict]) -> list[dict]:
     "Findings for a figure's JSON."
     return [{k: round(v, 6) if isinstance(v, float) else v for k, v in f.items()} for f in findings]
 
-# %% ../nbs/compare.ipynb #cell-35
+# %% ../nbs/compare.ipynb #cell-36
 READINGS = {"own": "own states", "base": "base model, same tokens", "refit": "dictionary relearnt", "own / base": "own / base"}
 ESTIMATORS = {"robust": "robust", "paper": "eq. 7", "authors": "draft code"}
 
@@ -395,7 +398,7 @@ def probe_changes(arms: dict, reference: str = "grpo", estimators=tuple(ESTIMATO
             more += differences(arms, of, f"log change of probed DSD, {name}, {READINGS[reading]}", reference, [a for a in arms if a != reference] if names is None else names)
     return pd.DataFrame(rows, columns=["arm", "estimator", "reading", "value", "low", "high", "seeds"]), same + more
 
-# %% ../nbs/compare.ipynb #cell-37
+# %% ../nbs/compare.ipynb #cell-38
 def factor(row) -> str:
     "A row of `probe_changes` as a factor with its interval."
     return f"× {math.exp(row['value']):.2f}" + (f" [{math.exp(row['low']):.2f}, {math.exp(row['high']):.2f}]" if math.isfinite(row["low"]) else "")
@@ -421,7 +424,7 @@ def probe_said(table: pd.DataFrame, estimator: str = "robust") -> str:
                     f"{end} (own / base {factor(r['own / base'])}).")
     return f"DSD from the first probe to the last, {ESTIMATORS[estimator]}:\n\n" + ("\n".join(said) or f"{MISSING}.")
 
-# %% ../nbs/compare.ipynb #cell-38
+# %% ../nbs/compare.ipynb #cell-39
 def draw_probe(ax, table: pd.DataFrame, estimator: str = "robust") -> dict:
     "Factor by which each reading changed, one group a reading, one mark an arm, with 95 % intervals, on a logarithmic axis. Returns what was plotted."
     part, values = table[table.estimator == estimator], {}
@@ -430,7 +433,7 @@ def draw_probe(ax, table: pd.DataFrame, estimator: str = "robust") -> dict:
         t = part[part.arm == arm].set_index("reading").loc[names]
         y, mean = -np.arange(len(names)) + 0.35 - (j + 0.5) * 0.7 / len(arms), np.exp(t.value.values)
         bars = np.nan_to_num(np.abs(np.exp(t[["low", "high"]].values.T) - mean))
-        ax.errorbar(mean, y, xerr=bars, **look(arm) | {"linestyle": "", "marker": spot(arm)}, markersize=4, capsize=2)
+        ax.errorbar(mean, y, xerr=bars, **look(arm) | {"linestyle": "", "marker": spot(arm)}, markersize=5, capsize=2)
         values |= {f"probe/{estimator}/{k}/{arm}": rounded([r["value"], r["low"], r["high"]]) for k, r in t.to_dict("index").items()}
     ax.axvline(1, color="black", linewidth=0.8)
     ax.set_xscale("log", base=2)
@@ -439,7 +442,7 @@ def draw_probe(ax, table: pd.DataFrame, estimator: str = "robust") -> dict:
     ax.set_yticklabels([fill(READINGS[k], 12) for k in names])
     return values
 
-# %% ../nbs/compare.ipynb #cell-42
+# %% ../nbs/compare.ipynb #cell-43
 def against_all(what: str, a, rivals: dict) -> dict:
     """The finding that `a` (seeds, problems) scores above every rival (label -> scores, or None where it is not recorded), by the rule above.
 
@@ -456,7 +459,7 @@ def against_all(what: str, a, rivals: dict) -> dict:
     note = f"the strongest is {best}; of {len(there)} rivals {beaten} beaten, {better} surely better" + (f"; {missing} {MISSING}" if missing else "")
     return {"what": what, "value": value, "low": low, "high": high, "seeds": f"{len(a)} / {len(there[best])}", "status": status, "note": note}
 
-# %% ../nbs/compare.ipynb #cell-45
+# %% ../nbs/compare.ipynb #cell-46
 def forest(ax, findings: list[dict], xlabel: str, title: str = ""):
     "Differences with intervals, one row a finding that has an 'arm'; rows that are not recorded yet say so."
     for y, f in zip(range(len(findings), 0, -1), findings):
@@ -469,7 +472,7 @@ def forest(ax, findings: list[dict], xlabel: str, title: str = ""):
     ax.grid(axis="y", visible=False)
     ax.locator_params(axis="x", nbins=4)
 
-# %% ../nbs/compare.ipynb #cell-47
+# %% ../nbs/compare.ipynb #cell-48
 KS = (1, 2, 4, 8, 16, 32)
 
 
@@ -485,7 +488,7 @@ def draw_pass_at_k(ax, arms: dict, ks=KS) -> dict:
     ax.set(title="held-out pass@k", xlabel="k (samples a problem)", ylabel="solved share", xticks=ks, xticklabels=ks)
     return values
 
-# %% ../nbs/compare.ipynb #cell-49
+# %% ../nbs/compare.ipynb #cell-50
 def suite_means(arms: dict, suites: list[list[int]]) -> pd.DataFrame:
     "One row an arm and suite: mean@32 with its 95 % interval, `one`, the standard deviation of a mean@1 by sampling alone, seeds, problems."
     frame, rows = evaluations(arms, suites), []
@@ -498,7 +501,7 @@ def suite_means(arms: dict, suites: list[list[int]]) -> pd.DataFrame:
         rows.append({"arm": arm, "suite": name, "mean": float(s.mean()), "low": low, "high": high, "one": one, "seeds": s.shape[0], "problems": s.shape[1]})
     return pd.DataFrame(rows, columns=["arm", "suite", "mean", "low", "high", "one", "seeds", "problems"])
 
-# %% ../nbs/compare.ipynb #cell-51
+# %% ../nbs/compare.ipynb #cell-52
 def paper_figure(number: int) -> str:
     "What is known of the paper's figure, from data/paper/figures.csv, as Markdown. Raises ValueError for a figure it does not have."
     table = pd.read_csv(data_dir() / "paper" / "figures.csv", index_col="figure", keep_default_na=False)
@@ -507,7 +510,7 @@ def paper_figure(number: int) -> str:
     rows = {"shows": f.shows, "models": f.models, "methods": f.methods, "numbers": f.numbers or "none known here"}
     return markdown_table(pd.DataFrame({f"Figure {number} of the paper ({f.section})": {k: v for k, v in rows.items() if v}}).rename_axis(" "))
 
-# %% ../nbs/compare.ipynb #cell-54
+# %% ../nbs/compare.ipynb #cell-55
 def deciding(root=None) -> pd.DataFrame:
     """data/claims.csv with the findings of the cards in figures/ (both of `root`, by default of this checkout): claim, card, experiment, finding, notebook, found (a finding, one not attempted where there is no card).
 
@@ -543,7 +546,7 @@ def claims_table(root=None) -> str:
     said = [claim_row(i, rows[rows.claim == i]) if i in set(rows.claim) else nothing for i in claims.id]
     return markdown_table(claims[["evidence"]].assign(**{k: [s[k] for s in said] for k in nothing}).rename_axis("claim"))
 
-# %% ../nbs/compare.ipynb #cell-57
+# %% ../nbs/compare.ipynb #cell-58
 def caption(arms: dict, names=(), window: int = 5, shows=("curves", "bars")) -> str:
     """What a figure stands on: seeds, problems, intervals; and which arms of `names` are not recorded yet.
 
