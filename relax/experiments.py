@@ -27,7 +27,7 @@ from .reasoner import RECIPES, make_reasoner
 from .record import Run, data_dir
 from .train import TrainConfig, finished, steps_done, train_all
 
-# %% ../nbs/experiments.ipynb #cell-6
+# %% ../nbs/experiments.ipynb #cell-8
 def arm(method: str, config: dict | None = None, **options) -> dict:
     "What an arm changes in a TrainConfig: its method, the method's options, and `config` for the rest; `lr_factor` there multiplies the experiment's rate."
     return {"method": method, "method_options": options or None, **(config or {})}
@@ -43,7 +43,7 @@ RIVALS = {name: arm(name) for name in ("grpo_static", "simplerl", "dr_grpo", "da
 SIGNALS = {"quarter_lr": arm("grpo", {"lr_factor": 0.25}), "eighth_lr": arm("grpo", {"lr_factor": 0.125}),
            **{name: arm(name, kl=0.02, coefficient=1.0) for name in ("bonus_random", "bonus_rarity", "bonus_dsd", "bonus_ref_dsd", "bonus_pooled_dsd", "bonus_novelty")}}
 
-# %% ../nbs/experiments.ipynb #cell-8
+# %% ../nbs/experiments.ipynb #cell-10
 DEVIATIONS = {
     "relax_paper": arm("relax", estimator="paper"),
     "relax_authors": arm("relax", estimator="authors"),
@@ -73,7 +73,7 @@ DEVIATIONS = {
 }
 ARMS = CONTROLS | ABLATIONS | ALPHAS | OBSERVABLES | THRESHOLDS | RIVALS | SIGNALS | DEVIATIONS
 
-# %% ../nbs/experiments.ipynb #cell-10
+# %% ../nbs/experiments.ipynb #cell-12
 KEPT = ("grpo", "uniform_kl", "relax")
 COOLER = (0.8, 0.6, 0.4)
 
@@ -115,7 +115,7 @@ def configured(shared: dict, a: str, seed: int) -> TrainConfig:
     fields["lr"] *= fields.pop("lr_factor", 1)
     return TrainConfig(**fields)
 
-# %% ../nbs/experiments.ipynb #cell-11
+# %% ../nbs/experiments.ipynb #cell-13
 EXPERIMENTS = {
     "main": Experiment("Does ReLaX beat GRPO and its cheap controls?", "Figures 1, 3, 8, 10; Table 2", tuple(CONTROLS), seeds=5, temperatures=COOLER),
     "ablations": Experiment("Which part of ReLaX does it?", "Figure 5", ("grpo", "uniform_kl", "relax", *ABLATIONS)),
@@ -149,7 +149,7 @@ def experiment(name: str) -> Experiment:
     if name not in known: raise ValueError(f"experiment: got {name!r}, accepted are {', '.join(known)}")
     return known[name]
 
-# %% ../nbs/experiments.ipynb #cell-15
+# %% ../nbs/experiments.ipynb #cell-17
 def base_samples(e: Experiment, root=None, device=None) -> dict[str, dict]:
     """Run id -> arguments of `evaluate_model` for each sample of an experiment's untrained model on the held-out problems.
 
@@ -166,7 +166,7 @@ def suites(model: str, root=None, n: int = 6) -> list[list[int]]:
     order = table.sort_values(["correct", "problem"], ascending=[False, True]).problem.tolist()
     return [sorted(order[i * len(order) // n:(i + 1) * len(order) // n]) for i in range(n)]
 
-# %% ../nbs/experiments.ipynb #cell-17
+# %% ../nbs/experiments.ipynb #cell-19
 def recorded(name: str, root=None) -> dict[str, list[Run]]:
     "Arm -> its finished runs, one a seed, of an experiment; arms without any are left out."
     e, found = experiment(name), {}
@@ -180,7 +180,7 @@ def step_seconds(run: Run) -> float:
     timing = run.table("timing")
     return float((timing.cpu_time if "cpu_time" in timing else timing.filter(like="_seconds").sum(axis=1)).mean())
 
-# %% ../nbs/experiments.ipynb #cell-18
+# %% ../nbs/experiments.ipynb #cell-20
 def work(config: dict) -> str:
     "What a step of a run computes, whatever the seed and the constants in it: runs of the same work cost the same."
     options = {k: v for k, v in (config["method_options"] or {}).items() if k not in ("alpha", "beta", "xi")}
@@ -215,7 +215,7 @@ def seconds_of(configs: dict, root=None) -> dict[str, float]:
     costs, measured = step_costs(root), measured_costs()
     return {i: run_seconds(c, costs, measured) for i, c in configs.items()}
 
-# %% ../nbs/experiments.ipynb #cell-22
+# %% ../nbs/experiments.ipynb #cell-24
 def overview(root=None) -> pd.DataFrame:
     "One row an experiment: its runs, how many are recorded, the core hours that those took, and the hours that the others will take on two idle cores."
     rows, seconds = {}, seconds_of({i: c for e in EXPERIMENTS.values() for i, c in e.configs().items()}, root)
@@ -226,7 +226,7 @@ def overview(root=None) -> pd.DataFrame:
                       "hours left, two cores": round(left / 7200, 2)}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/experiments.ipynb #cell-23
+# %% ../nbs/experiments.ipynb #cell-25
 def plan_hours(root=None) -> tuple[float, float]:
     "Hours of two idle cores that all of EXPERIMENTS take from nothing: its runs, and the samples of untrained models. NaN where a model is not measured."
     seconds = seconds_of({i: c for e in EXPERIMENTS.values() for i, c in e.configs().items()}, root).values()
@@ -234,7 +234,7 @@ def plan_hours(root=None) -> tuple[float, float]:
     samples = {i: job["model"] for e in EXPERIMENTS.values() for i, job in base_samples(e).items()}
     return sum(seconds) / 7200, float(measured.reindex(samples.values()).sum(skipna=False)) / 7200
 
-# %% ../nbs/experiments.ipynb #cell-27
+# %% ../nbs/experiments.ipynb #cell-29
 def keep_policy(run: Run):
     "Copy the last checkpoint's model, tokenizer and dictionary, without the optimizer, to the run's `policy` folder."
     newest = max((run.folder / "checkpoint").glob("step-*"))
@@ -292,7 +292,7 @@ def reproduce(name: str, workers: int = 2, root=None, progress: bool = True, dev
     reproduce_all([name], workers, root, progress, device)
     return recorded(name, root)
 
-# %% ../nbs/experiments.ipynb #cell-28
+# %% ../nbs/experiments.ipynb #cell-30
 def main(arguments=None):
     "Console script relax_reproduce."
     parser = argparse.ArgumentParser("relax_reproduce", description="Make the runs of an experiment that are not recorded yet.")
