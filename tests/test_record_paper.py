@@ -177,7 +177,7 @@ def test_both_scores_share_suites(run, tmp_path):
 
 
 def test_suite_table_says_what_was_not_recorded(run):
-    table, values = suite_table(evaluations({"grpo": [run]}), {"grpo": "GRPO", "fr3e": "FR3E"}, ["countdown level 1", "other"], lambda s: (s.min(), s.max()), k=4)
+    table, values = suite_table(evaluations({"grpo": [run]}), {"grpo": "GRPO", "fr3e": "FR3E"}, ["countdown level 1", "other"], lambda s: (s.values.min(), s.values.max()), k=4)
     assert list(table.loc["FR3E"]) == [MISSING, MISSING] and table.loc["GRPO", "other"] == MISSING
     assert table.loc["GRPO", "countdown level 1"] == "25.0 [0.0, 50.0] (1 x 2)" and values == {"grpo | countdown level 1": [0.25, 0.0, 0.5]}
     empty, none = suite_table(evaluations({}), {"grpo": "GRPO"}, ["suite 1"], None)
