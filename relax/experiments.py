@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'ABLATIONS', 'ALPHAS', 'OBSERVABLES', 'THRESHOLDS', 'RIVALS', 'SIGNALS', 'DEVIATIONS', 'ARMS', 'KEPT',
-           'COOLER', 'EXPERIMENTS', 'GPU_EXPERIMENTS', 'arm', 'Experiment', 'run_stem', 'configured', 'experiment',
-           'base_samples', 'suites', 'recorded', 'step_seconds', 'work', 'step_costs', 'measured_costs', 'run_seconds',
-           'seconds_of', 'overview', 'plan_hours', 'keep_policy', 'keep_policies', 'estimate', 'make_base',
-           'sample_base', 'sample_bases', 'reproduce_all', 'reproduce', 'main']
+           'COOLER', 'EXPERIMENTS', 'GPU_EXPERIMENTS', 'CONSTANTS', 'PARTS_OF_RELAX', 'arm', 'Experiment', 'run_stem',
+           'configured', 'experiment', 'base_samples', 'suites', 'recorded', 'step_seconds', 'work', 'step_costs',
+           'step_cost', 'run_seconds', 'seconds_of', 'overview', 'plan_hours', 'keep_policy', 'keep_policies',
+           'estimate', 'make_base', 'sample_base', 'sample_bases', 'reproduce_all', 'reproduce', 'main']
 
 # %% ../nbs/experiments.ipynb #cell-4
 import argparse
@@ -103,7 +103,7 @@ class Experiment:
         shared = {"model": self.model, "task": self.task, "steps": 100, "lr": TrainConfig.lr, **dict(self.config)}
         return {f"{self.stem}-{a}-s{seed}": configured(shared, a, seed) for seed in range(self.seeds) for a in self.arms}
 
-
+# %% ../nbs/experiments.ipynb #cell-13
 def run_stem(model: str, task: str) -> str:
     "What run ids begin with: the task, and the size or architecture of the model: countdown-unstated-tiny."
     return f"{task}-{model.rsplit('-', 1)[-1]}"
@@ -115,7 +115,7 @@ def configured(shared: dict, a: str, seed: int) -> TrainConfig:
     fields["lr"] *= fields.pop("lr_factor", 1)
     return TrainConfig(**fields)
 
-# %% ../nbs/experiments.ipynb #cell-13
+# %% ../nbs/experiments.ipynb #cell-14
 EXPERIMENTS = {
     "main": Experiment("Does ReLaX beat GRPO and its cheap controls?", "Figures 1, 3, 8, 10; Table 2", tuple(CONTROLS), seeds=5, temperatures=COOLER),
     "ablations": Experiment("Which part of ReLaX does it?", "Figure 5", ("grpo", "uniform_kl", "relax", *ABLATIONS)),
@@ -124,9 +124,9 @@ EXPERIMENTS = {
     "threshold": Experiment("Where should the threshold be?", "Figure 11 (xi)", ("relax", *THRESHOLDS)),
     "rivals": Experiment("How do token-level rivals do?", "Figures 6, 9; Table 2", ("grpo", "uniform_kl", "relax", *RIVALS)),
     "deviations": Experiment("Do paper and draft code train alike?", "equations 7 to 12, Table 3", ("grpo", "relax", *DEVIATIONS)),
-    "signals": Experiment("Does a signal that cannot be gamed through the states help?", "beyond the paper", (*CONTROLS, "relax_refresh", *SIGNALS), seeds=5,
+    "signals": Experiment("Does a bonus that cannot be gamed through the states help?", "beyond the paper", (*CONTROLS, "relax_refresh", *SIGNALS), seeds=5,
                           model="countdown-wide-tiny", task="countdown-unstated", config=(("steps", 200), ("lr", 1e-4)), kept=()),
-    "signals_spelled": Experiment("And on a second such task?", "beyond the paper", (*CONTROLS, "relax_refresh", *SIGNALS), seeds=5,
+    "signals_spelled": Experiment("And where each spelling is a way, on nearly the same problems?", "beyond the paper", (*CONTROLS, "relax_refresh", *SIGNALS), seeds=5,
                                   model="countdown-wide-tiny", task="countdown-spelled", config=(("steps", 200), ("lr", 1e-4)), kept=()),
     "sizes": Experiment("Does it hold for a model of a sixth of the size?", "Table 2", (*CONTROLS, *RIVALS), model="countdown-tiny", kept=(), temperatures=COOLER),
     "waypoints": Experiment("Does it hold on another task, with longer responses?", "Table 2", tuple(CONTROLS), model="waypoints-small", task="waypoints",
@@ -149,7 +149,7 @@ def experiment(name: str) -> Experiment:
     if name not in known: raise ValueError(f"experiment: got {name!r}, accepted are {', '.join(known)}")
     return known[name]
 
-# %% ../nbs/experiments.ipynb #cell-17
+# %% ../nbs/experiments.ipynb #cell-18
 def base_samples(e: Experiment, root=None, device=None) -> dict[str, dict]:
     """Run id -> arguments of `evaluate_model` for each sample of an experiment's untrained model on the held-out problems.
 
@@ -166,7 +166,7 @@ def suites(model: str, root=None, n: int = 6) -> list[list[int]]:
     order = table.sort_values(["correct", "problem"], ascending=[False, True]).problem.tolist()
     return [sorted(order[i * len(order) // n:(i + 1) * len(order) // n]) for i in range(n)]
 
-# %% ../nbs/experiments.ipynb #cell-19
+# %% ../nbs/experiments.ipynb #cell-20
 def recorded(name: str, root=None) -> dict[str, list[Run]]:
     "Arm -> its finished runs, one a seed, of an experiment; arms without any are left out."
     e, found = experiment(name), {}
@@ -180,11 +180,15 @@ def step_seconds(run: Run) -> float:
     timing = run.table("timing")
     return float((timing.cpu_time if "cpu_time" in timing else timing.filter(like="_seconds").sum(axis=1)).mean())
 
-# %% ../nbs/experiments.ipynb #cell-20
+# %% ../nbs/experiments.ipynb #cell-21
+#: Options of a method that change a number or a sign in it, and not what is computed.
+CONSTANTS = ("alpha", "beta", "xi", "kl", "clip_low", "clip_high", "dsd_scale", "kl_aggregation", "shaping", "freeze_over", "activation")
+
+
 def work(config: dict) -> str:
-    "What a step of a run computes, whatever the seed and the constants in it: runs of the same work cost the same."
-    options = {k: v for k, v in (config["method_options"] or {}).items() if k not in ("alpha", "beta", "xi")}
-    return " ".join(map(str, (*(config[k] for k in ("task", "model", "method", "lr", "prompts", "group_size")), options or "")))
+    "What a step of a run computes, whatever its seed, rate and constants: runs of the same work cost the same."
+    options = {k: v for k, v in (config["method_options"] or {}).items() if k not in CONSTANTS}
+    return " ".join(map(str, (*(config[k] for k in ("task", "model", "method", "prompts", "group_size")), options or "")))
 
 
 def step_costs(root=None) -> dict[str, float]:
@@ -196,26 +200,28 @@ def step_costs(root=None) -> dict[str, float]:
     return costs
 
 
-def measured_costs() -> pd.DataFrame:
-    "data/step_seconds.csv by model; a model that is not in it has the row of one of the same task and size, or NaN."
-    measured = pd.read_csv(data_dir() / "step_seconds.csv", index_col="model")
-    kind = lambda m: tuple(RECIPES.get(m, {}).get(k) for k in ("task", "size"))
-    like = {m: m if m in measured.index else next((n for n in measured.index if kind(n) == kind(m)), "none") for m in (*measured.index, *RECIPES)}
-    return measured.reindex(like.values()).set_axis(like.keys())
+#: Methods that compute a part of what ReLaX computes: no DSD, the initial policy's log-probabilities at most.
+PARTS_OF_RELAX = ("grpo", "uniform_kl", *(a for a in RIVALS if a not in ("fr3e", "effective_rank")))
+
+
+def step_cost(config: TrainConfig, costs: dict, measured: pd.DataFrame) -> float:
+    "Seconds of a step: by `step_costs`, else by what was measured for its model; of a part of ReLaX no more than of ReLaX."
+    own, relax = (costs.get(work(vars(config) | change), measured.step_seconds[config.model]) for change in ({}, {"method": "relax"}))
+    return min(own, relax) if config.method in PARTS_OF_RELAX else own
 
 
 def run_seconds(config: TrainConfig, costs: dict, measured: pd.DataFrame) -> float:
-    "What a whole run takes on one idle core: its steps by `step_costs`, else by what was measured for its model, and an evaluation at the end."
+    "What a whole run takes on one idle core: its steps, and an evaluation at the end. NaN for a model that is not measured."
     if config.model not in measured.index: return float("nan")
-    return config.steps * costs.get(work(vars(config)), measured.step_seconds[config.model]) + measured.evaluation_seconds[config.model]
+    return config.steps * step_cost(config, costs, measured) + measured.evaluation_seconds[config.model]
 
 
 def seconds_of(configs: dict, root=None) -> dict[str, float]:
-    "Run id -> `run_seconds`, by the recorded runs under `root` and `measured_costs`."
-    costs, measured = step_costs(root), measured_costs()
+    "Run id -> `run_seconds`, by the recorded runs under `root` and data/step_seconds.csv."
+    costs, measured = step_costs(root), pd.read_csv(data_dir() / "step_seconds.csv", index_col="model")
     return {i: run_seconds(c, costs, measured) for i, c in configs.items()}
 
-# %% ../nbs/experiments.ipynb #cell-24
+# %% ../nbs/experiments.ipynb #cell-25
 def overview(root=None) -> pd.DataFrame:
     "One row an experiment: its runs, how many are recorded, the core hours that those took, and the hours that the others will take on two idle cores."
     rows, seconds = {}, seconds_of({i: c for e in EXPERIMENTS.values() for i, c in e.configs().items()}, root)
@@ -226,15 +232,15 @@ def overview(root=None) -> pd.DataFrame:
                       "hours left, two cores": round(left / 7200, 2)}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/experiments.ipynb #cell-25
+# %% ../nbs/experiments.ipynb #cell-26
 def plan_hours(root=None) -> tuple[float, float]:
     "Hours of two idle cores that all of EXPERIMENTS take from nothing: its runs, and the samples of untrained models. NaN where a model is not measured."
     seconds = seconds_of({i: c for e in EXPERIMENTS.values() for i, c in e.configs().items()}, root).values()
-    measured = measured_costs().evaluation_seconds
+    measured = pd.read_csv(data_dir() / "step_seconds.csv", index_col="model").evaluation_seconds
     samples = {i: job["model"] for e in EXPERIMENTS.values() for i, job in base_samples(e).items()}
     return sum(seconds) / 7200, float(measured.reindex(samples.values()).sum(skipna=False)) / 7200
 
-# %% ../nbs/experiments.ipynb #cell-29
+# %% ../nbs/experiments.ipynb #cell-30
 def keep_policy(run: Run):
     "Copy the last checkpoint's model, tokenizer and dictionary, without the optimizer, to the run's `policy` folder."
     newest = max((run.folder / "checkpoint").glob("step-*"))
@@ -254,7 +260,7 @@ def estimate(configs: dict, root=None) -> str:
     left = sum(s * (1 - min(steps_done(i, root) / configs[i].steps, 1)) for i, s in seconds_of(configs, root).items())
     return f"about {left / 60:.0f} minutes of one idle core" if left == left else "an unknown time"
 
-
+# %% ../nbs/experiments.ipynb #cell-31
 def make_base(model: str, progress: bool = True, device=None):
     "Train the reasoner that an experiment starts from, where it has a recipe and is not shipped."
     if model in RECIPES and not (data_dir() / "reasoner" / model / "training.json").exists():
@@ -275,7 +281,7 @@ def sample_bases(asked: list[Experiment], workers: int = 2, root=None, progress:
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for _ in tqdm(pool.map(sample_base, jobs.values()), desc="samples of untrained models", total=len(jobs), disable=not progress): pass
 
-
+# %% ../nbs/experiments.ipynb #cell-32
 def reproduce_all(names, workers: int = 2, root=None, progress: bool = True, device=None):
     "Make the missing runs of several experiments, under one bar. Can be interrupted and called again."
     asked = [experiment(name) for name in names]
@@ -292,7 +298,7 @@ def reproduce(name: str, workers: int = 2, root=None, progress: bool = True, dev
     reproduce_all([name], workers, root, progress, device)
     return recorded(name, root)
 
-# %% ../nbs/experiments.ipynb #cell-30
+# %% ../nbs/experiments.ipynb #cell-33
 def main(arguments=None):
     "Console script relax_reproduce."
     parser = argparse.ArgumentParser("relax_reproduce", description="Make the runs of an experiment that are not recorded yet.")

@@ -349,7 +349,7 @@ def check_same(run_id: str, config: TrainConfig, root=None):
     if started(run_id, root) and Run(run_id, root).config != asdict(config):
         raise ValueError(f"config: run {run_id} was started with another one, {Run(run_id, root).config}; accepted is that one, or another run_id")
 
-
+# %% ../nbs/11_train.ipynb #cell-25
 def train(config: TrainConfig, run_id: str | None = None, resume: bool = False, root=None, progress: bool = True, device=None) -> Run:
     """Train as `config` says, into the run folder `run_id`; with resume=True go on from its newest checkpoint, or start it.
 
@@ -364,7 +364,7 @@ def train(config: TrainConfig, run_id: str | None = None, resume: bool = False, 
         trainer.fit(run, progress)
     return run
 
-# %% ../nbs/11_train.ipynb #cell-29
+# %% ../nbs/11_train.ipynb #cell-30
 def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, progress: bool = True, device=None) -> list[Run]:
     """Train every run of `configs` (run id -> configuration) that is not finished, `workers` processes at a time, one thread each.
 
@@ -386,7 +386,7 @@ def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, prog
                 if process.exitcode: raise RuntimeError(f"run {process.name} ended with exit code {process.exitcode}; its message stands above")
     return [Run(i, root) for i in configs]
 
-# %% ../nbs/11_train.ipynb #cell-30
+# %% ../nbs/11_train.ipynb #cell-31
 @contextmanager
 def joined(working: list):
     "However the block ends, by Ctrl-C too: leave no worker behind. Each has got the same Ctrl-C and ends after its step."
@@ -413,7 +413,7 @@ def worker(config: TrainConfig, run_id: str, root, device=None):
     threading.Thread(target=end_with_parent, daemon=True).start()
     train(config, run_id, resume=True, root=root, progress=False, device=device)
 
-# %% ../nbs/11_train.ipynb #cell-31
+# %% ../nbs/11_train.ipynb #cell-32
 def latest_reward(run_id: str, root=None) -> str:
     "The reward of a run's last step, for the progress bar."
     return f"reward {float(Run(run_id, root).rows('metrics')[-1]['reward']):.2f}" if steps_done(run_id, root) else "starting"
@@ -431,7 +431,7 @@ def finished(run_id: str, config: TrainConfig, root=None) -> bool:
     run = Run(run_id, root)
     return run.config == asdict(config) and bool(run.rows("evals"))
 
-# %% ../nbs/11_train.ipynb #cell-33
+# %% ../nbs/11_train.ipynb #cell-34
 def parse(arguments=None) -> tuple[TrainConfig, argparse.Namespace]:
     "The command line as a TrainConfig and what else was asked for."
     from transformers import HfArgumentParser
