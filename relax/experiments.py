@@ -7,13 +7,13 @@ __all__ = ['CONTROLS', 'ABLATIONS', 'ALPHAS', 'OBSERVABLES', 'THRESHOLDS', 'RIVA
            'COOLER', 'EXPERIMENTS', 'GPU_EXPERIMENTS', 'CONSTANTS', 'PARTS_OF_RELAX', 'arm', 'Experiment', 'run_stem',
            'configured', 'experiment', 'base_samples', 'suites', 'recorded', 'step_seconds', 'work', 'step_costs',
            'step_cost', 'run_seconds', 'seconds_of', 'overview', 'plan_hours', 'keep_policy', 'keep_policies',
-           'estimate', 'make_base', 'sample_base', 'sample_bases', 'reproduce_all', 'reproduce', 'main']
+           'estimate', 'make_base', 'sample_bases', 'reproduce_all', 'reproduce', 'main']
 
 # %% ../nbs/experiments.ipynb #cell-4
 import argparse
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -268,18 +268,14 @@ def make_base(model: str, progress: bool = True, device=None):
         make_reasoner(model, data_dir() / "reasoner", device)
 
 
-def sample_base(arguments: dict):
-    torch.set_num_threads(1)
-    evaluate_model(**arguments)
-
-
 def sample_bases(asked: list[Experiment], workers: int = 2, root=None, progress: bool = True, device=None):
     "What experiments need besides their runs: their base models, and `base_samples` of each, `workers` at a time."
     for e in asked: make_base(e.model, progress, device)
     jobs = {i: job for e in asked for i, job in base_samples(e, root, device).items() if not (Path(root or data_dir() / "runs") / i / "evals.csv").exists()}
     if not jobs: return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for _ in tqdm(pool.map(sample_base, jobs.values()), desc="samples of untrained models", total=len(jobs), disable=not progress): pass
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        begun = [pool.submit(evaluate_model, **job) for job in jobs.values()]
+        for sample in tqdm(as_completed(begun), desc="samples of untrained models", total=len(jobs), disable=not progress): sample.result()
 
 # %% ../nbs/experiments.ipynb #cell-32
 def reproduce_all(names, workers: int = 2, root=None, progress: bool = True, device=None):
