@@ -224,7 +224,14 @@ def settle(fig):
     """
     fig.set_dpi(plt.rcParams["savefig.dpi"])
     for ax in fig.axes: ax.set_subplotspec(ax.get_subplotspec())
-    for _ in range(5): fig.canvas.draw()
+    before, now = None, []
+    for _ in range(20):  # each pass is some hundred times nearer
+        fig.draw_without_rendering()
+        before, now = now, [ax.get_position().bounds for ax in fig.axes]
+        if now == before: break
+    fig.set_layout_engine("none")
+    for ax, bounds in zip(fig.axes, now): ax.set_position([round(v, 6) for v in bounds])  # the last digits remember where it came from
+    for part in fig.subfigs: part.bbox_relative.set_points(part.bbox_relative.get_points().round(6) + 0.0)  # -0 becomes 0
 
 
 def dynamics(arms: dict, columns, extra: int = 0, wide=()) -> tuple:
