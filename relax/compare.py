@@ -6,9 +6,9 @@
 __all__ = ['LABELS', 'COLORS', 'LINES', 'MARKERS', 'OTHERS', 'PANELS', 'DSDS', 'MIN_SEEDS', 'RULE', 'READINGS', 'ESTIMATORS',
            'KS', 'look', 'spot', 'arms_of', 'base_arm', 'first_seeds', 'all_runs', 'scores', 'row_scores', 'asked',
            'arm_scores', 'share_interval', 'suite_interval', 'pass_table', 'logged', 'by_seed', 'curve', 'interval',
-           'band', 'rounded', 'draw_curves', 'grid', 'legend', 'settle', 'dynamics', 'last_over_first', 'changes',
-           'levels', 'draw_changes', 'change_table', 'length_said', 'kept', 'finding', 'measure', 'differences',
-           'ratio', 'measured', 'shown', 'finding_table', 'verdict', 'card', 'probe_change', 'probe_changes', 'factor',
+           'band', 'rounded', 'draw_curves', 'grid', 'legend', 'dynamics', 'last_over_first', 'changes', 'levels',
+           'draw_changes', 'change_table', 'length_said', 'kept', 'finding', 'measure', 'differences', 'ratio',
+           'measured', 'shown', 'finding_table', 'verdict', 'card', 'probe_change', 'probe_changes', 'factor',
            'probe_table', 'probe_said', 'draw_probe', 'against_all', 'forest', 'draw_pass_at_k', 'suite_means',
            'paper_figure', 'deciding', 'claim_row', 'claims_table', 'caption']
 
@@ -26,7 +26,7 @@ from scipy.stats import t as student
 from . import record
 from .evaluate import bootstrap_ci, collapse, from_counts, paired_difference, pass_at_k_per_problem, problem_keys
 from .experiments import ARMS, experiment, recorded
-from .record import MISSING, Run, claim_status, data_dir, evaluations, markdown_table, style, suite_scores
+from .record import MISSING, Run, claim_status, data_dir, evaluations, markdown_table, settle, style, suite_scores
 
 # %% ../nbs/compare.ipynb #cell-6
 LABELS = record.LABELS | {
@@ -218,22 +218,6 @@ def legend(fig, ax, columns: int = 2):
     if handles: part.legend(handles, [fill(t, 22) for t in labels], loc="outside lower center", ncols=columns)
 
 # %% ../nbs/compare.ipynb #cell-22
-def settle(fig):
-    """Lay the figure out from the start, at the resolution at which it is saved, until nothing moves: the saved bytes then do not depend on whether
-    a notebook has shown it before.
-    """
-    fig.set_dpi(plt.rcParams["savefig.dpi"])
-    for ax in fig.axes: ax.set_subplotspec(ax.get_subplotspec())
-    before, now = None, []
-    for _ in range(20):  # each pass is some hundred times nearer
-        fig.draw_without_rendering()
-        before, now = now, [ax.get_position().bounds for ax in fig.axes]
-        if now == before: break
-    fig.set_layout_engine("none")
-    for ax, bounds in zip(fig.axes, now): ax.set_position([round(v, 6) for v in bounds])  # the last digits remember where it came from
-    for part in fig.subfigs: part.bbox_relative.set_points(part.bbox_relative.get_points().round(6) + 0.0)  # -0 becomes 0
-
-
 def dynamics(arms: dict, columns, extra: int = 0, wide=()) -> tuple:
     "A panel for each logged column, `extra` empty ones, and empty wide ones of these heights. Returns (figure, axes, plotted values)."
     style()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'LINES', 'LABELS', 'ROUNDING', 'MISSING', 'STATUSES', 'data_dir', 'style', 'notebook_cost', 'hardware',
            'cpu_name', 'environment', 'git_commit', 'write_atomic', 'RunTables', 'Run', 'fingerprint', 'provenance',
-           'save_figure', 'markdown_table', 'save_table', 'paper_table', 'paper_grid', 'recomputed_averages',
+           'settle', 'save_figure', 'markdown_table', 'save_table', 'paper_table', 'paper_grid', 'recomputed_averages',
            'finished_runs', 'evaluations', 'suite_scores', 'both_scores', 'suite_table', 'claim_status',
            'expected_range', 'readme', 'output_text', 'write_readme', 'notebook_table', 'bench_table', 'measure_costs']
 
@@ -25,6 +25,7 @@ from math import inf, isfinite
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -176,11 +177,29 @@ def provenance(values, runs: list[Run], paper: str, notebook: str, files=()) -> 
     return json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def settle(fig):
+    """Lay a figure out from the start, at the resolution at which it is saved, until nothing moves, and leave it there: the saved bytes then do not
+    depend on whether a notebook has shown it before. A figure without constrained layout is left alone.
+    """
+    if not isinstance(fig.get_layout_engine(), ConstrainedLayoutEngine): return
+    fig.set_dpi(plt.rcParams["savefig.dpi"])
+    for ax in fig.axes: ax.set_subplotspec(ax.get_subplotspec())
+    before, now = None, []
+    for _ in range(20):  # each pass is some hundred times nearer
+        fig.draw_without_rendering()
+        before, now = now, [ax.get_position().bounds for ax in fig.axes]
+        if now == before: break
+    fig.set_layout_engine("none")
+    for ax, bounds in zip(fig.axes, now): ax.set_position([round(v, 6) for v in bounds])  # the last digits remember where it came from
+    for part in fig.subfigs: part.bbox_relative.set_points(part.bbox_relative.get_points().round(6) + 0.0)  # -0 becomes 0
+
+
 def save_figure(fig, slug: str, values: dict, runs: list[Run], paper: str, notebook: str, folder: Path | None = None, files=()):
     """Write figures/<slug>.svg, .png and .json, which says what part of the paper it answers to, from which runs and notebook, and the values.
 
-    No clock and no commit goes in, so that drawing the same runs again gives the same bytes.
+    No clock and no commit goes in, and the layout is `settle`d, so that drawing the same runs again gives the same bytes.
     """
+    settle(fig)
     folder = Path(folder or data_dir().parent / "figures")
     folder.mkdir(exist_ok=True)
     fig.savefig(folder / f"{slug}.svg", metadata={"Date": None, "Creator": None})

@@ -205,3 +205,18 @@ def test_claim_status(case, status):
                                         ((0.1, (0, 1), 0), "expected"), ((0.1, (0, 1), (2, 1)), "expected"), ((None, None, "up"), "expected"), ((0.1, (0, 1), 1, "7B"), "scale")])
 def test_claim_status_refuses(case, word):
     with pytest.raises(ValueError, match=f"^{word}: got"): claim_status(*case)
+
+
+def test_a_saved_figure_does_not_remember_that_it_was_shown(tmp_path):
+    import matplotlib.pyplot as plt
+    from relax.record import save_figure, style
+    style()
+    for name, shown in (("a", False), ("b", True)):
+        fig = plt.figure(figsize=(4, 3))
+        top, bottom = fig.subfigures(2, 1, height_ratios=[1, 1.3])
+        for ax in (*top.subplots(1, 2), bottom.subplots()): ax.set(xlabel="training step", ylabel="a long\nlabel", title="reward")
+        bottom.legend(ax.plot([0, 1], [0.1, 3.0]), ["one"], loc="outside lower center")
+        if shown: fig.savefig(tmp_path / "shown.png", dpi=73, bbox_inches="tight")
+        save_figure(fig, name, {}, [], "none", "none", folder=tmp_path)
+        plt.close(fig)
+    for kind in ("svg", "png", "json"): assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
