@@ -25,8 +25,8 @@ from math import inf, isfinite
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 import pandas as pd
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from tqdm.auto import tqdm
 
 import relax
@@ -193,7 +193,7 @@ def settle(fig):
     for ax, bounds in zip(fig.axes, now): ax.set_position([round(v, 6) for v in bounds])  # the last digits remember where it came from
     for part in fig.subfigs: part.bbox_relative.set_points(part.bbox_relative.get_points().round(6) + 0.0)  # -0 becomes 0
 
-
+# %% ../nbs/13_record.ipynb #cell-23
 def save_figure(fig, slug: str, values: dict, runs: list[Run], paper: str, notebook: str, folder: Path | None = None, files=()):
     """Write figures/<slug>.svg, .png and .json, which says what part of the paper it answers to, from which runs and notebook, and the values.
 
@@ -206,7 +206,7 @@ def save_figure(fig, slug: str, values: dict, runs: list[Run], paper: str, noteb
     fig.savefig(folder / f"{slug}.png", metadata={"Software": None})
     write_atomic(folder / f"{slug}.json", provenance(values, runs, paper, notebook, files))
 
-# %% ../nbs/13_record.ipynb #cell-25
+# %% ../nbs/13_record.ipynb #cell-26
 def markdown_table(frame: pd.DataFrame) -> str:
     "A data frame as a Markdown table, the index as first column, its name as the first heading."
     cells = [[frame.index.name or "", *frame.columns], ["---"] * (1 + frame.shape[1]), *frame.itertuples(name=None)]
@@ -230,7 +230,7 @@ def save_table(rows, slug: str, runs: list[Run], paper: str, notebook: str, valu
     write_atomic(folder / f"{slug}.json", provenance(rows if values is None else values, runs, paper, notebook, files))
     return text
 
-# %% ../nbs/13_record.ipynb #cell-28
+# %% ../nbs/13_record.ipynb #cell-29
 def paper_table(number: int) -> pd.DataFrame:
     """The paper's table `number`, one row a cell: table, row, column, metric, k, value, note and `printed`, the cell as it stands there, with its mark.
 
@@ -252,7 +252,7 @@ def paper_grid(number: int) -> pd.DataFrame:
     grid = rows.pivot(index="row", columns="column", values="printed")
     return grid.reindex(index=rows.row.unique(), columns=rows.column.unique()).fillna("")
 
-# %% ../nbs/13_record.ipynb #cell-31
+# %% ../nbs/13_record.ipynb #cell-32
 ROUNDING = 0.1  # half a decimal place of the average and half of the cells
 
 
@@ -269,7 +269,7 @@ def recomputed_averages(number: int) -> pd.DataFrame:
     frame = pd.DataFrame({"printed": printed, "cells": cells.size(), "sum": total, "mean": total / cells.size(), "divisor": total / printed})
     return frame.assign(agrees=(frame["mean"] - frame.printed).abs() <= ROUNDING + 1e-9)
 
-# %% ../nbs/13_record.ipynb #cell-35
+# %% ../nbs/13_record.ipynb #cell-36
 def finished_runs(pattern: str = "*", root: Path | None = None) -> list[Run]:
     "The evaluated runs under data/runs whose name fits the pattern, by name; the live ones of `make demo` are left out."
     folders = sorted(p.parent for p in Path(root or data_dir() / "runs").glob(f"{pattern}/evals.csv"))
@@ -294,7 +294,7 @@ def evaluations(arms: dict[str, list[Run]], suites: list[list[int]] | None = Non
             frames.append(t.assign(arm=arm, suite=suite, k=t.samples, score=t.correct / t.samples))
     return pd.concat(frames).dropna(subset="suite")[names]
 
-# %% ../nbs/13_record.ipynb #cell-37
+# %% ../nbs/13_record.ipynb #cell-38
 def suite_scores(frame: pd.DataFrame, **of) -> pd.DataFrame | None:
     """Scores (seeds, problems) of the rows of `evaluations` with, say, arm='relax', suite='suite 3'; None where there are none.
 
@@ -315,7 +315,7 @@ def both_scores(frame: pd.DataFrame, a: str, b: str, suites: list[str], **of) ->
     pairs = [p for p in pairs if p[0] is not None and p[1] is not None]
     return tuple(pd.concat(side, axis=1).values for side in zip(*pairs)) or None
 
-# %% ../nbs/13_record.ipynb #cell-39
+# %% ../nbs/13_record.ipynb #cell-40
 MISSING = "not recorded yet"
 
 
@@ -334,7 +334,7 @@ def suite_table(frame: pd.DataFrame, arms: dict[str, str], suites: list[str], in
             cells[label][suite] = f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}] ({scores.shape[0]} x {scores.shape[1]})"
     return pd.DataFrame(cells).T.rename_axis("method"), values
 
-# %% ../nbs/13_record.ipynb #cell-42
+# %% ../nbs/13_record.ipynb #cell-43
 STATUSES = ("reproduced", "direction holds at smaller scale", "inconclusive", "disagrees", "not attempted")
 
 
@@ -366,7 +366,7 @@ def expected_range(expected) -> tuple[float, float]:
     if expected in (1, -1): return (0.0, inf) if expected == 1 else (-inf, 0.0)
     raise ValueError(f"expected: got {expected!r}, accepted are 1 (above zero), -1 (below zero) or a range (low, high)")
 
-# %% ../nbs/13_record.ipynb #cell-47
+# %% ../nbs/13_record.ipynb #cell-48
 def readme(notebook: Path) -> str:
     "The index notebook as Markdown: prose, code (unless `#| echo: false`), text outputs; paths as seen from the top folder."
     parts = []
@@ -393,7 +393,7 @@ def write_readme():
     root = data_dir().parent
     write_atomic(root / "README.md", readme(root / "nbs" / "index.ipynb"))
 
-# %% ../nbs/13_record.ipynb #cell-49
+# %% ../nbs/13_record.ipynb #cell-50
 def notebook_table() -> str:
     "Each notebook with its one-line description and what it cost to run."
     costs = data_dir() / "notebooks.json"
@@ -414,7 +414,7 @@ def bench_table(name: str = "bench") -> str:
     rows = {b["what"]: {"ratio": f"{b['ratio']:.2f}", "target": b["target"], "met": ("yes" if b["met"] else "no") if b["target"] != "none" else ""} for b in json.loads(path.read_text()).values()}
     return markdown_table(pd.DataFrame(rows).T)
 
-# %% ../nbs/13_record.ipynb #cell-50
+# %% ../nbs/13_record.ipynb #cell-51
 def measure_costs(pattern: str = "**/*.ipynb"):
     "Run the notebooks that fit the pattern as the tests do and write seconds and peak memory to data/notebooks.json (`make costs`); the others keep theirs."
     path, root = data_dir() / "notebooks.json", data_dir().parent
