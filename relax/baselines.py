@@ -172,8 +172,8 @@ class FR3E(GRPO):
 
     @torch.no_grad()
     def branch(self, model, r: Rollouts, entropy, rewards, judge, group_size: int, limit: int, eos: int, pad: int, temperature: float = 1.0,
-               generator=None) -> torch.Tensor:
-        """Factors (N, T) for the advantages of the tokens of `r`: 1 but on one right and one wrong response of each group.
+               generator=None) -> tuple[torch.Tensor, int]:
+        """Factors (N, T) for the advantages of the tokens of `r`, 1 but on one right and one wrong response of each group; and how many tokens were sampled.
 
         entropy: (N, T); rewards: (N,); limit: the longest response. judge(rollouts, rows) -> (n,) rewards of complete responses, those of
         base rollouts `rows` (n,), in the same order.
@@ -186,7 +186,7 @@ class FR3E(GRPO):
         values = judge(tried, rows.repeat_interleave(self.top_k * self.endings)).view(len(rows), self.top_k, self.endings).mean(-1)
         start = rewards.view(-1, group_size).mean(1)[rows // group_size]
         factors = torch.ones(r.ids.shape, dtype=values.dtype, device=values.device)
-        return factors.index_put((rows,), block_factors(cuts, values, start.to(values), r.ids.shape[1]))
+        return factors.index_put((rows,), block_factors(cuts, values, start.to(values), r.ids.shape[1])), int(endings.mask.sum())
 
 # %% ../nbs/09_baselines.ipynb #cell-32
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class Sampling:
         if hasattr(self.method, "bind"): self.method = self.method.bind(self.tokenizer)  # HICRA: ids for words
         self.reference = load_reasoner(config.model, device)[0].eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=0.0)
-        self.calibration, self.asked = None, {}
+        self.calibration, self.asked, self.tokens = None, {}, 0
         self.limit = config.max_new_tokens or self.task.max_new_tokens
 
     def generator(self, *key, device=None) -> torch.Generator:
@@ -117,6 +117,7 @@ class Sampling:
         asked = [p for p in problems for _ in range(c.group_size)]
         verdicts = [self.task.verify(p, text) for p, text in zip(asked, decode(self.tokenizer, r))]
         number = {answer: i for i, answer in enumerate(dict.fromkeys(v.answer for v in verdicts if v.correct))}
+        self.tokens += int(r.mask.sum())
         r.rewards = torch.tensor([float(v.correct) for v in verdicts], device=r.ids.device)
         r.keys = torch.tensor([number[v.answer] if v.correct else -1 for v in verdicts], device=r.ids.device)
         self.asked |= {tuple(i[m].tolist()): p for i, m, p in zip(prompts["prompt_ids"], prompts["prompt_mask"], problems)}
@@ -150,8 +151,10 @@ class Collecting(Sampling):
         def judge(tried, rows):
             problems = [self.asked[tuple(i[m].tolist())] for i, m in zip(tried.prompt_ids, tried.prompt_mask)]
             return torch.tensor([self.task.reward(p, text) for p, text in zip(problems, decode(t, tried))], device=r.ids.device)
-        return self.method.branch(self.model, r, score(self.model, r, c.temperature)[1], r.rewards, judge, c.group_size, self.limit,
-                                  t.eos_token_id, t.pad_token_id, c.temperature, self.generator("branch", self.step))
+        factors, tokens = self.method.branch(self.model, r, score(self.model, r, c.temperature)[1], r.rewards, judge, c.group_size, self.limit,
+                                             t.eos_token_id, t.pad_token_id, c.temperature, self.generator("branch", self.step))
+        self.tokens += tokens
+        return factors
 
 # %% ../nbs/11_train.ipynb #cell-15
 class Preparing(Collecting):
@@ -271,7 +274,7 @@ class Trainer(Checkpointing):
 
     def train_step(self) -> dict[str, dict]:
         "Sample, judge, update: a row each for the tables metrics and timing, and for probe when one is due (before the update)."
-        start, cpu, due = time.perf_counter(), time.process_time(), self.probe_due()
+        start, cpu, due, self.tokens = time.perf_counter(), time.process_time(), self.probe_due(), 0
         r, stats = self.collect()
         sampled, rows = time.perf_counter(), {}
         if r is not None:
@@ -281,7 +284,7 @@ class Trainer(Checkpointing):
             probed = time.perf_counter()
             stats |= self.update(r)
         self.step += 1
-        spent = {"sample_seconds": sampled - start}
+        spent = {"tokens": self.tokens, "sample_seconds": sampled - start}
         if r is not None: spent |= {"calibrate_seconds": calibrated - sampled, "update_seconds": time.perf_counter() - probed}
         if self.model.device.type == "cpu": spent["cpu_time"] = time.process_time() - cpu  # what the clock says depends on what else runs here
         return {"metrics": {"step": self.step, **stats}, "timing": {"step": self.step, **spent}, **rows}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import relax.baselines
+import relax.train
 from relax.baselines import (BASELINES, SOURCES, Bonus, ClipCov, DAPO, DCPO, EffectiveRank, Entropy, FR3E, HICRA, HighEntropy, KLCov, Rival, ZeroDiv,
                              block_factors, constants, fork_points, length_free, one_of_each, prefixes, rarity, rejoin, smooth_advantages,
                              z_scores)
@@ -158,8 +159,9 @@ def test_fr3e_scores_its_prefixes_by_the_judge(real, policy):
         seen.update(tried=tried, rows=rows)
         return (torch.arange(len(rows)) % 6 < 3).float()  # all endings from the first cut are right, all from the second wrong
     options = dict(group_size=8, limit=61, eos=tok.eos_token_id, pad=tok.pad_token_id)
-    factors = method.branch(model, r, b.entropy, b.rewards, judge, **options, generator=torch.Generator().manual_seed(0))
+    factors, tokens = method.branch(model, r, b.entropy, b.rewards, judge, **options, generator=torch.Generator().manual_seed(0))
     rows, start = one_of_each(b.rewards, 8), b.rewards.view(-1, 8).mean(1).repeat_interleave(8)
+    assert tokens >= int(seen["tried"].mask.sum()) - 3 * int(fork_points(b.entropy, r.mask, 2)[rows].sum()) > 0  # endings that ran too long were cut
     assert seen["rows"].tolist() == rows.repeat_interleave(6).tolist()
     for i in range(32):
         if i not in rows: assert (factors[i] == 1).all()
@@ -399,11 +401,24 @@ def test_the_loop_scales_advantages_by_what_fr3e_found(monkeypatch):
     found, branch = [], FR3E.branch
     monkeypatch.setattr(FR3E, "branch", lambda self, *args, **kw: (found.append((args[1], branch(self, *args, **kw))), found[-1][1])[1])
     trainer, seen = one_step("fr3e", monkeypatch)
-    (r, factors), = found
+    (r, (factors, tokens)), = found
     A, ids = torch.cat([b.advantages for b in seen]), torch.cat([b.ids for b in seen])
     assert torch.equal(ids, r.ids) and A.shape == factors.shape and (factors != 1).any()
     mean, std = (x.repeat_interleave(4)[:, None] for x in (r.rewards.view(-1, 4).mean(1), r.rewards.view(-1, 4).std(1)))
     assert torch.allclose(A, factors * (r.rewards[:, None] - mean) / (std + 1e-6), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["grpo_static", "dapo", "fr3e"])
+def test_a_step_logs_every_token_that_was_sampled(name, monkeypatch):
+    "Those of groups that were replaced, and FR3E's endings, too."
+    counted = []
+    for m in (relax.train, relax.baselines):
+        monkeypatch.setattr(m, "sample", lambda *args, inner=m.sample, **kw: (counted.append(inner(*args, **kw)), counted[-1])[1])
+    trainer = Trainer(TrainConfig(model="countdown-tiny", method=name, prompts=4, group_size=4))
+    for _ in range(2):
+        counted.clear()
+        assert trainer.train_step()["timing"]["tokens"] == sum(int(r.mask.sum()) for r in counted) > 0
+        assert len(counted) > 1 or name == "grpo_static"
 
 
 @pytest.mark.parametrize("name", [n for n in BASELINES if n not in ("hicra", "fr3e")])

@@ -209,10 +209,10 @@ def test_recorded_counts_agree_with_the_formula():
 def test_chunked_log_probabilities_take_less_than_half():
     "Measured now, in fresh processes, at a vocabulary of 150,000; and as recorded."
     if sys.platform != "linux": pytest.skip("resident memory is read from Linux's /proc")
-    now = logit_peaks(tokens=1024, budget=2**23)
+    now = logit_peaks(tokens=1024)
     recorded = json.loads((data_dir() / "bench_memory.json").read_text())["runs"]
     for r in recorded: assert r["vocab"] > 150_000 and r["chunked"] < r["plain"] / 2
-    assert now["chunked"] < 0.75 * now["plain"]  # at this size the process itself weighs as much as the chunks
+    assert now["chunked"] < now["plain"] / 2
     assert now["plain"] > 2 * now["logits"]
 
 
