@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'ABLATIONS', 'ALPHAS', 'OBSERVABLES', 'THRESHOLDS', 'RIVALS', 'SIGNALS', 'DEVIATIONS', 'ARMS', 'KEPT',
-           'COOLER', 'EXPERIMENTS', 'GPU_EXPERIMENTS', 'CONSTANTS', 'PARTS_OF_RELAX', 'arm', 'Experiment', 'run_stem',
-           'configured', 'experiment', 'base_samples', 'suites', 'recorded', 'step_seconds', 'work', 'step_costs',
-           'step_cost', 'run_seconds', 'seconds_of', 'overview', 'plan_hours', 'keep_policy', 'keep_policies',
-           'estimate', 'make_base', 'sample_bases', 'reproduce_all', 'reproduce', 'main']
+           'COOLER', 'EXPERIMENTS', 'GPU_EXPERIMENTS', 'CONSTANTS', 'PARTS_OF_RELAX', 'KNOBS', 'TURNED', 'TUNING_SEED',
+           'arm', 'Experiment', 'run_stem', 'configured', 'experiment', 'base_samples', 'suites', 'recorded',
+           'step_seconds', 'work', 'step_costs', 'step_cost', 'run_seconds', 'seconds_of', 'overview', 'plan_hours',
+           'keep_policy', 'keep_policies', 'estimate', 'make_base', 'sample_bases', 'reproduce_all', 'reproduce',
+           'main', 'turned', 'trials', 'trial_scores', 'tune']
 
 # %% ../nbs/experiments.ipynb #cell-4
 import argparse
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,9 +23,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .evaluate import evaluate_model
-from .reasoner import RECIPES, make_reasoner
+from .evaluate import evaluate, evaluate_model, from_counts, pass_at_k
+from .reasoner import RECIPES, load_reasoner, make_reasoner
 from .record import Run, data_dir
+from .tasks import TASKS
 from .train import TrainConfig, finished, steps_done, train_all
 
 # %% ../nbs/experiments.ipynb #cell-8
@@ -98,10 +100,12 @@ class Experiment:
     @property
     def stem(self) -> str: return run_stem(self.model, self.task)
 
+    @property
+    def shared(self) -> dict: return {"model": self.model, "task": self.task, "steps": 100, "lr": TrainConfig.lr, **dict(self.config)}
+
     def configs(self) -> dict[str, TrainConfig]:
         "Run id -> configuration. The same arm, task, model and seed in two experiments is the same run, made once."
-        shared = {"model": self.model, "task": self.task, "steps": 100, "lr": TrainConfig.lr, **dict(self.config)}
-        return {f"{self.stem}-{a}-s{seed}": configured(shared, a, seed) for seed in range(self.seeds) for a in self.arms}
+        return {f"{self.stem}-{a}-s{seed}": configured(self.shared, a, seed) for seed in range(self.seeds) for a in self.arms}
 
 # %% ../nbs/experiments.ipynb #cell-13
 def run_stem(model: str, task: str) -> str:
@@ -307,3 +311,42 @@ def main(arguments=None):
     except ValueError as error: raise SystemExit(f"relax_reproduce: {error}")
     except KeyboardInterrupt: raise SystemExit("\nStopped, with all steps done so far saved. The same command goes on from there.")
     print(overview().to_string())
+
+# %% ../nbs/experiments.ipynb #cell-35
+#: What is turned, and the four values that are tried.
+KNOBS = {"lr_factor": (1, 0.5, 0.25, 0.125), "kl": (0.005, 0.01, 0.02, 0.04), "alpha": (0.03, 0.1, 0.3, 1.0), "coefficient": (0.25, 0.5, 1.0, 2.0)}
+#: Arm -> its knob.
+TURNED = {"grpo": "lr_factor", "uniform_kl": "kl", "relax": "alpha", "relax_refresh": "alpha", **dict.fromkeys((a for a in SIGNALS if a.startswith("bonus_")), "coefficient")}
+TUNING_SEED = 100
+
+
+def turned(e: Experiment, a: str, value: float) -> TrainConfig:
+    "The configuration of a trial: an arm of an experiment with its knob at `value`, seen by no held-out problem."
+    c = configured(e.shared, a, TUNING_SEED)
+    change = {"lr": c.lr * value} if TURNED[a] == "lr_factor" else {"method_options": (c.method_options or {}) | {TURNED[a]: value}}
+    return replace(c, probe_every=0, eval_problems=1, eval_samples=1, **change)
+
+
+def trials(name: str) -> dict[tuple, TrainConfig]:
+    "(arm, value of its knob) -> configuration of every trial of an experiment: as many for each method."
+    e = experiment(name)
+    return {(a, value): turned(e, a, value) for a in TURNED if a in e.arms for value in KNOBS[TURNED[a]]}
+
+# %% ../nbs/experiments.ipynb #cell-36
+def trial_scores(run: Run, problems: int = 128, samples: int = 32) -> dict:
+    "What a trial is judged by: pass@k of its policy on problems of the training split; and what it sampled and cost."
+    model, tokenizer = load_reasoner(str(max((run.folder / "checkpoint").glob("step-*"))))
+    task, generator = TASKS[run.config["task"]], torch.Generator().manual_seed(TUNING_SEED)
+    rows = evaluate(model, tokenizer, task, task.problems(problems, "train", seed="tuning"), samples, generator=generator)
+    correct, timing = from_counts([r["correct"] for r in rows], samples), run.table("timing")
+    return {f"pass@{k}": round(pass_at_k(correct, k), 4) for k in (1, 8, 32)} | {"tokens": int(timing.tokens.sum()), "seconds": round(timing.cpu_time.sum())}
+
+
+def tune(name: str, workers: int = 2, root=None, progress: bool = True) -> pd.DataFrame:
+    "Make the missing trials of an experiment, in data/trials, and return one row a trial. Can be interrupted and called again."
+    root, e = Path(root or data_dir() / "trials"), experiment(name)
+    ids = {at: f"{e.stem}-{at[0]}-{TURNED[at[0]]}{at[1]:g}" for at in trials(name)}
+    train_all({ids[at]: c for at, c in trials(name).items()}, workers, root, progress)
+    of = tqdm(trials(name).items(), desc="judging trials", disable=not progress)
+    rows = [{"experiment": name, "arm": a, "knob": TURNED[a], "value": v, "seed": c.seed, "steps": c.steps, "lr": c.lr} | trial_scores(Run(ids[a, v], root)) for (a, v), c in of]
+    return pd.DataFrame(rows)
