@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'COLORS', 'LINES', 'MARKERS', 'OTHERS', 'PANELS', 'DSDS', 'MIN_SEEDS', 'RULE', 'READINGS', 'ESTIMATORS',
-           'KS', 'look', 'spot', 'arms_of', 'base_arm', 'first_seeds', 'all_runs', 'scores', 'row_scores', 'asked',
+           'KS', 'look', 'arms_of', 'base_arm', 'first_seeds', 'all_runs', 'scores', 'row_scores', 'asked',
            'arm_scores', 'share_interval', 'suite_interval', 'pass_table', 'logged', 'by_seed', 'curve', 'interval',
            'band', 'rounded', 'draw_curves', 'grid', 'legend', 'dynamics', 'last_over_first', 'changes', 'levels',
            'draw_changes', 'change_table', 'length_said', 'kept', 'finding', 'measure', 'differences', 'ratio',
            'measured', 'shown', 'finding_table', 'verdict', 'card', 'probe_change', 'probe_changes', 'factor',
            'probe_table', 'probe_said', 'draw_probe', 'against_all', 'forest', 'draw_pass_at_k', 'suite_means',
-           'paper_figure', 'deciding', 'claim_row', 'claims_table', 'caption']
+           'paper_figure', 'deciding', 'claim_row', 'claims_table', 'pace_said', 'caption']
 
 # %% ../nbs/compare.ipynb #cell-4
 import json
@@ -26,7 +26,7 @@ from scipy.stats import t as student
 from . import record
 from .evaluate import bootstrap_ci, collapse, from_counts, paired_difference, pass_at_k_per_problem, problem_keys
 from .experiments import ARMS, experiment, recorded
-from .record import MISSING, Run, claim_status, data_dir, evaluations, markdown_table, settle, style, suite_scores
+from .record import MISSING, Run, claim_status, data_dir, evaluations, markdown_table, style, suite_scores
 
 # %% ../nbs/compare.ipynb #cell-6
 LABELS = record.LABELS | {
@@ -50,11 +50,6 @@ def look(arm: str) -> dict:
     line = ("--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1.2)))[i % 4]
     return {"color": COLORS.get(arm, color), "linestyle": LINES.get(arm, line), "marker": MARKERS.get(arm, "vP*X<>d"[i % 7]),
             "label": LABELS.get(arm, arm.replace("_", " "))}
-
-
-def spot(arm: str) -> str:
-    "The marker of an arm, on a curve or alone."
-    return look(arm)["marker"]
 
 # %% ../nbs/compare.ipynb #cell-9
 def arms_of(name: str, only=None, root=None) -> dict[str, list[Run]]:
@@ -251,7 +246,7 @@ def draw_changes(ax, arms: dict, columns) -> dict:
         v = [100 * changes(runs, c) for c in columns]
         mean, bounds = np.array([x.mean() for x in v]), np.array([interval(x) for x in v])
         y, how = -np.arange(len(columns)) + 0.35 - (j + 0.5) * step, look(arm)
-        ax.errorbar(mean, y, xerr=np.nan_to_num(np.abs(bounds.T - mean)), **how | {"linestyle": "", "marker": spot(arm)}, markersize=5, capsize=2)
+        ax.errorbar(mean, y, xerr=np.nan_to_num(np.abs(bounds.T - mean)), **how | {"linestyle": ""}, markersize=5, capsize=2)
         values |= {f"change/{c}/{arm}": rounded([m, *b]) for c, m, b in zip(columns, mean, bounds)}
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set(yticks=-np.arange(len(columns)), ylim=(0.5 - len(columns), 0.5), xlabel="first to last ten steps (%)", title="change over the training")
@@ -424,7 +419,7 @@ def draw_probe(ax, table: pd.DataFrame, estimator: str = "robust") -> dict:
         t = part[part.arm == arm].set_index("reading").loc[names]
         y, mean = -np.arange(len(names)) + 0.35 - (j + 0.5) * 0.7 / len(arms), np.exp(t.value.values)
         bars = np.nan_to_num(np.abs(np.exp(t[["low", "high"]].values.T) - mean))
-        ax.errorbar(mean, y, xerr=bars, **look(arm) | {"linestyle": "", "marker": spot(arm)}, markersize=5, capsize=2)
+        ax.errorbar(mean, y, xerr=bars, **look(arm) | {"linestyle": ""}, markersize=5, capsize=2)
         values |= {f"probe/{estimator}/{k}/{arm}": rounded([r["value"], r["low"], r["high"]]) for k, r in t.to_dict("index").items()}
     ax.axvline(1, color="black", linewidth=0.8)
     ax.set_xscale("log", base=2)
@@ -454,7 +449,7 @@ def against_all(what: str, a, rivals: dict) -> dict:
 def forest(ax, findings: list[dict], xlabel: str, title: str = ""):
     "Differences with intervals, one row a finding that has an 'arm'; rows that are not recorded yet say so."
     for y, f in zip(range(len(findings), 0, -1), findings):
-        how = look(f["arm"]) | {"label": None, "linestyle": "-", "marker": spot(f["arm"])}
+        how = look(f["arm"]) | {"label": None, "linestyle": "-"}
         if f["value"] is None: ax.text(0, y, f" {MISSING}", fontsize=8, va="center", color="#555555")
         else: ax.errorbar(f["value"], y, xerr=[[f["value"] - f["low"]], [f["high"] - f["value"]]], capsize=2, markersize=5, **how)
     ax.axvline(0, color="black", linewidth=0.8)
@@ -538,8 +533,16 @@ def claims_table(root=None) -> str:
     return markdown_table(claims[["evidence"]].assign(**{k: [s[k] for s in said] for k in nothing}).rename_axis("claim"))
 
 # %% ../nbs/compare.ipynb #cell-58
+def pace_said(arms: dict) -> list[str]:
+    "In a sentence, which arms made another number of steps, so as to sample as many tokens; empty where none did."
+    steps = {look(a)["label"]: rs[0].config.get("steps") for a, rs in arms.items() if a != "base"}
+    usual = max(steps.values(), key=[*steps.values()].count, default=None)
+    other = ", ".join(f"{k} {n}" for k, n in steps.items() if n != usual)
+    return [f"{usual} training steps, and for as many sampled tokens {other}."] if other else []
+
+
 def caption(arms: dict, names=(), window: int = 5, shows=("curves", "bars")) -> str:
-    """What a figure stands on: seeds, problems, intervals; and which arms of `names` are not recorded yet.
+    """What a figure stands on: seeds, problems, intervals, steps where they differ; and which arms of `names` are not recorded yet.
 
     shows: which of 'curves', 'changes' (bars of what training logged), 'bars' (those, and of pass@k), 'scores' (of pass@k alone), 'probe' and 'dots' (of training steps) it
     draws; the held-out problems are named with 'bars' and 'scores' only. Raises ValueError for another.
@@ -558,5 +561,5 @@ def caption(arms: dict, names=(), window: int = 5, shows=("curves", "bars")) -> 
     waiting = [look(a)["label"] for a in names if a not in arms]
     held = f"{len(keys)} held-out prompts" + (f" ({len(set(keys))} distinct problems)" if len(set(keys)) < len(keys) else "")
     tested = f"; evaluated on {held} with {samples} samples each" if {"bars", "scores"} & set(shows) else ""
-    return " ".join([f"{same[0].upper()}{same[1:]}{tested}.", *(marks[s] for s in shows)]
+    return " ".join([f"{same[0].upper()}{same[1:]}{tested}.", *(marks[s] for s in shows)] + pace_said(arms)
                     + ([f"Not recorded yet: {', '.join(waiting)}."] if waiting else []))

@@ -265,16 +265,15 @@ def evaluate_model(model: str, task: str, run_id: str | None = None, level: int 
     if task not in TASKS: raise ValueError(f"task: got {task!r}, accepted are {sorted(TASKS)}")
     config = dict(method="base", model=str(model), task=task, level=level, eval_problems=problems, eval_samples=samples, temperature=temperature, seed=seed)
     run_id = run_id or f"{Path(model).name}-base-t{temperature:g}-s{seed}"
+    run = Run(run_id, root) if (Path(root or data_dir() / "runs") / run_id).exists() else None
+    if run and run.config != config: raise ValueError(f"run_id: {run_id} holds another evaluation, {run.config}; choose another run_id")
+    if run and run.rows("evals"): return run
     policy, tokenizer = load_reasoner(model, device)
-    exists = (Path(root or data_dir() / "runs") / run_id).exists()
-    run = Run(run_id, root) if exists else Run.create(run_id, config, root)
-    if run.config != config: raise ValueError(f"run_id: {run_id} holds another evaluation, {run.config}; choose another run_id")
-    if not run.rows("evals"):
-        asked = TASKS[task].problems(problems, "heldout", level)
-        generator = torch.Generator(policy.device).manual_seed(seed)
-        rows = evaluate(policy, tokenizer, TASKS[task], asked, samples, temperature, generator=generator, progress=progress)
-        log_controls(run, 0, policy, tokenizer, TASKS[task], asked, temperature=temperature, generator=generator)
-        log_evaluation(run, 0, rows)
+    run, asked = run or Run.create(run_id, config, root), TASKS[task].problems(problems, "heldout", level)
+    generator = torch.Generator(policy.device).manual_seed(seed)
+    rows = evaluate(policy, tokenizer, TASKS[task], asked, samples, temperature, generator=generator, progress=progress)
+    log_controls(run, 0, policy, tokenizer, TASKS[task], asked, temperature=temperature, generator=generator)
+    log_evaluation(run, 0, rows)
     return run
 
 

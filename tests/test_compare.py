@@ -8,9 +8,9 @@ import pytest
 
 from relax.compare import (arm_scores, band, base_arm, by_seed, caption, card, change_table, changes, curve, differences, draw_changes, draw_curves, draw_pass_at_k, draw_probe, dynamics, finding,
                            finding_table, first_seeds, forest, grid, interval, kept, last_over_first, legend, length_said, levels, logged, look, measured, paper_figure, pass_table, probe_change, probe_changes,
-                           probe_said, probe_table, ratio, rounded, row_scores, scores, settle, shown, spot, suite_means, verdict)
+                           probe_said, probe_table, ratio, rounded, row_scores, scores, shown, suite_means, verdict)
 from relax.experiments import ARMS, EXPERIMENTS
-from relax.record import MISSING, Run
+from relax.record import MISSING, Run, settle
 
 
 def make(root, name, reward, correct=(0, 2, 4), seed=0, method="grpo", **columns):
@@ -108,8 +108,8 @@ def test_differences_keep_arms_without_runs(two):
 
 
 def test_looks_differ_in_grey_and_an_arm_without_a_look_gets_one():
-    main = [spot(a) for a in ("base", "grpo", "uniform_kl", "relax", "half_lr")]
-    assert len(set(main)) == 5 and spot("relax") == "o" and not any(spot(a) in main for a in set(ARMS) - {"grpo", "uniform_kl", "relax", "half_lr"})
+    main = [look(a)["marker"] for a in ("base", "grpo", "uniform_kl", "relax", "half_lr")]
+    assert len(set(main)) == 5 and look("relax")["marker"] == "o" and not any(look(a)["marker"] in main for a in set(ARMS) - {"grpo", "uniform_kl", "relax", "half_lr"})
     for e in EXPERIMENTS.values(): assert len({(str(look(a)["linestyle"]), look(a)["marker"]) for a in e.arms}) == len(e.arms)
     assert look("grpo")["color"] == "#8c8c8c" and look("relax")["color"] == "#c8102e" and all(look(a)["label"] for a in ARMS)
     with pytest.raises(ValueError, match="accepted"): look("ppo")

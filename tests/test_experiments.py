@@ -2,12 +2,12 @@
 import pandas as pd
 import pytest
 
-from relax.experiments import (ARMS, EXPERIMENTS, GPU_EXPERIMENTS, Experiment, estimate, experiment, finished, keep_policies, main, overview, plan_hours, recorded, run_seconds, seconds_of, step_costs, step_seconds, work)
+from relax.experiments import (APPENDIX, ARMS, EXPERIMENTS, GPU_EXPERIMENTS, PACE, Experiment, estimate, experiment, finished, keep_policies, main, overview, plan_hours, recorded, responses_sampled, run_seconds, sampled_tokens, seconds_of, step_costs, step_seconds, work)
 from relax.reasoner import RECIPES
 from relax.record import Run, data_dir
 from relax.train import TrainConfig
 
-EVERY = {i: c for e in EXPERIMENTS.values() for i, c in e.configs().items()}
+EVERY = {i: c for e in (EXPERIMENTS | APPENDIX).values() for i, c in e.configs().items()}
 
 
 def test_one_run_id_is_one_configuration():
@@ -20,7 +20,8 @@ def test_all_arms_of_an_experiment_share_what_they_do_not_name():
         for i, c in e.configs().items():
             changed = ARMS[i[len(e.stem) + 1:].rsplit("-s", 1)[0]]
             usual = vars(TrainConfig(model=e.model, task=e.task, steps=100)) | dict(e.config)
-            assert all(c_v == usual[k] for k, c_v in vars(c).items() if k not in changed and k not in ("seed", "lr")), (name, i)
+            assert all(c_v == usual[k] for k, c_v in vars(c).items() if k not in changed and k not in ("seed", "lr", "steps")), (name, i)
+            assert c.steps == round(usual["steps"] * PACE.get(e.stem, {}).get(i[len(e.stem) + 1:].rsplit("-s", 1)[0], 1)), (name, i)
             assert c.lr == usual["lr"] * changed.get("lr_factor", 1), (name, i)
 
 
@@ -76,6 +77,24 @@ def test_cost_is_the_fastest_seeds(made):
     assert step_seconds(Run("countdown-small-grpo-s0", root)) == 2.0
 
 
+def test_responses_are_counted_back_from_means(made):
+    "Two replaced groups of four; no replaced group; and a method that never replaces any."
+    run = Run.create("counted", vars(TrainConfig(prompts=4, group_size=4)), made[1])
+    run.log("metrics", {"step": 1, "reward": 7 / 24, "length": 301 / 24, "unparsable": 1 / 24, "groups": 3}, {"step": 2, "reward": 5 / 16, "length": 99 / 16, "unparsable": 0.0, "groups": 4})
+    run.log("timing", {"step": 1}, {"step": 2})
+    assert responses_sampled(run).tolist() == [24, 16] and sampled_tokens(run) == pytest.approx(400)
+    static = Run.create("static", vars(TrainConfig(prompts=4, group_size=4, method="grpo_static")), made[1])
+    static.log("metrics", {"step": 1, "reward": 0.5, "length": 9.5, "unparsable": 0.0, "groups": 4})
+    static.log("timing", {"step": 1, "tokens": 152})
+    assert responses_sampled(static).tolist() == [16] and sampled_tokens(static) == 152 == 16 * 9.5
+
+
+def test_a_method_that_refills_less_makes_more_steps():
+    steps = {a: EVERY[f"countdown-small-{a}-s0"].steps for a in ("grpo", "relax", "grpo_static", "fr3e")}
+    assert steps["grpo"] == steps["relax"] == 100 < steps["grpo_static"] and steps["fr3e"] < 100
+    assert all(a in ARMS for pace in PACE.values() for a in pace) and all(any(a in e.arms for e in (EXPERIMENTS | APPENDIX).values() if e.stem == stem) for stem, pace in PACE.items() for a in pace)
+
+
 def test_constants_cost_nothing_and_another_method_does():
     kinds = {a: work(vars(EVERY[f"countdown-small-{a}-s0"])) for a in ("grpo", "half_lr", "relax", "relax_alpha1", "relax_xi_q50", "relax_beta", "relax_m25", "relax_authors")}
     assert kinds["relax"] == kinds["relax_alpha1"] == kinds["relax_xi_q50"] == kinds["relax_beta"] == work(vars(EVERY["countdown-small-relax-s1"]))
@@ -89,11 +108,11 @@ def test_a_busy_machine_does_not_count_where_processor_time_was_logged(made):
 
 
 def test_seconds_of_a_run():
-    measured = pd.DataFrame({"step_seconds": [2.0], "evaluation_seconds": [10.0]}, index=["countdown-small"])
+    measured = pd.DataFrame({"start_seconds": [3.0], "step_seconds": [2.0], "evaluation_seconds": [10.0]}, index=["countdown-small"])
     c = TrainConfig(steps=5)
-    assert run_seconds(c, {work(vars(c)): 1.0}, measured) == 15.0 and run_seconds(c, {}, measured) == 20.0
+    assert run_seconds(c, {work(vars(c)): 1.0}, measured) == 18.0 and run_seconds(c, {}, measured) == 23.0
     grpo, fr3e, relax = (TrainConfig(steps=5, method=m) for m in ("grpo", "fr3e", "relax"))  # GRPO computes a part of what ReLaX computes, FR3E does not
-    assert [run_seconds(m, {work(vars(relax)): 1.5, work(vars(grpo)): 1.8, work(vars(fr3e)): 1.8}, measured) for m in (grpo, fr3e, relax)] == [17.5, 19.0, 17.5]
+    assert [run_seconds(m, {work(vars(relax)): 1.5, work(vars(grpo)): 1.8, work(vars(fr3e)): 1.8}, measured) for m in (grpo, fr3e, relax)] == [20.5, 22.0, 20.5]
     assert pd.isna(run_seconds(TrainConfig(steps=5, model="mine"), {}, measured))
 
 
@@ -112,7 +131,7 @@ def test_the_whole_plan_fits_into_six_hours_of_two_cores():
 
 
 def test_what_takes_a_gpu_is_made_by_name_only(monkeypatch, tmp_path):
-    assert experiment("large").model == "waypoints-large" and not GPU_EXPERIMENTS.keys() & EXPERIMENTS.keys()
+    assert experiment("large").model == "waypoints-large" and len({*GPU_EXPERIMENTS, *APPENDIX, *EXPERIMENTS}) == len(GPU_EXPERIMENTS) + len(APPENDIX) + len(EXPERIMENTS)
     assert not {i for e in GPU_EXPERIMENTS.values() for i in e.configs()} & EVERY.keys()
     asked = []
     monkeypatch.setattr("relax.experiments.reproduce_all", lambda names, workers, device=None: asked.append((names, device)))
