@@ -44,7 +44,7 @@ OBSERVABLES = {f"relax_m{m}": arm("relax", n_observables=m) for m in (5, 25)}
 THRESHOLDS = {f"relax_xi_{name}": arm("relax", xi=xi) for name, xi in (("q50", "q50"), ("q99", "q99"), ("inf", float("inf")))}
 RIVALS = {name: arm(name) for name in ("grpo_static", "simplerl", "dr_grpo", "dapo", "kl_cov", "clip_cov", "entropy", "zero_div", "high_entropy",
                                        "dcpo", "hicra", "fr3e", "effective_rank")}
-BONUSES = {"bonus_random": 0.25, "bonus_rarity": 2.0, "bonus_dsd": 0.25, "bonus_ref_dsd": 0.25, "bonus_pooled_dsd": 0.25, "bonus_novelty": 1.0}  # coefficients by data/trials.csv
+BONUSES = {"bonus_random": 0.5, "bonus_rarity": 2.0, "bonus_dsd": 0.25, "bonus_ref_dsd": 0.25, "bonus_pooled_dsd": 0.25, "bonus_novelty": 1.0}  # coefficients by data/trials.csv
 SIGNALS = {"quarter_lr": arm("grpo", {"lr_factor": 0.25}), "eighth_lr": arm("grpo", {"lr_factor": 0.125}), "uniform_kl0.04": arm("uniform_kl", kl=0.04),
            "relax_refresh_alpha0.03": arm("relax", refresh=50, alpha=0.03), **{name: arm(name, kl=0.02, coefficient=c) for name, c in BONUSES.items()}}
 
@@ -88,7 +88,7 @@ PACE = {
     "countdown-tiny": {"half_lr": 1.07, "grpo_static": 1.14, "simplerl": 1.13, "dr_grpo": 1.14, "dapo": 1.12, "high_entropy": 1.34, "dcpo": 1.14, "fr3e": 0.48},
     "countdown-llama": {"half_lr": 1.06}, "countdown-qwen3": {"half_lr": 1.06},
     "pictures-small": {"relax_alpha0.3": 1.05, "relax_alpha1": 1.1},
-    "countdown-unstated-tiny": {"eighth_lr": 0.95, "uniform_kl0.04": 0.97, "bonus_rarity": 0.95, "bonus_pooled_dsd": 0.97, "bonus_novelty": 0.9},
+    "countdown-unstated-tiny": {"eighth_lr": 0.95, "uniform_kl0.04": 0.97, "bonus_random": 0.96, "bonus_rarity": 0.95, "bonus_pooled_dsd": 0.97, "bonus_novelty": 0.9},
     "countdown-spelled-tiny": {"eighth_lr": 0.92, "uniform_kl0.04": 0.94, "bonus_rarity": 0.9, "bonus_dsd": 0.97, "bonus_ref_dsd": 0.97, "bonus_pooled_dsd": 0.95, "bonus_novelty": 0.87},
 }
 
