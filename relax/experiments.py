@@ -13,6 +13,7 @@ __all__ = ['CONTROLS', 'ABLATIONS', 'ALPHAS', 'OBSERVABLES', 'THRESHOLDS', 'RIVA
 
 # %% ../nbs/experiments.ipynb #cell-4
 import argparse
+import json
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -274,9 +275,8 @@ def seconds_of(configs: dict, root=None) -> dict[str, float]:
 # %% ../nbs/experiments.ipynb #cell-30
 def overview(root=None) -> pd.DataFrame:
     "One row an experiment, with the appendix: its runs, how many are recorded, the core hours that those took, and the hours that the others will take on two idle cores."
-    shown = EXPERIMENTS | APPENDIX
-    rows, seconds = {}, seconds_of({i: c for e in shown.values() for i, c in e.configs().items()}, root)
-    for name, e in shown.items():
+    rows, seconds = {}, seconds_of({i: c for e in (APPENDIX | EXPERIMENTS).values() for i, c in e.configs().items()}, root)
+    for name, e in (EXPERIMENTS | APPENDIX).items():
         runs = [r for rs in recorded(name, root).values() for r in rs]
         left = sum(seconds[i] for i in e.configs().keys() - {r.id for r in runs})
         rows[name] = {"runs": len(e.configs()), "recorded": len(runs), "core hours": round(sum(step_seconds(r) * r.config["steps"] for r in runs) / 3600, 2),
@@ -369,7 +369,7 @@ TUNING_SEED = 100
 
 
 def turned(e: Experiment, a: str, value: float) -> TrainConfig:
-    "The configuration of a trial: an arm of an experiment with its knob at `value`, seen by no held-out problem."
+    "The configuration of a trial: an arm of an experiment with its knob at `value`. Of the held-out problems it is asked one, and nobody looks."
     c = replace(configured(e.shared, a, TUNING_SEED), steps=e.shared["steps"])
     change = {"lr": c.lr * value} if TURNED[a] == "lr_factor" else {"method_options": (c.method_options or {}) | {TURNED[a]: value}}
     return replace(c, probe_every=0, eval_problems=1, eval_samples=1, **change)
@@ -382,12 +382,13 @@ def trials(name: str) -> dict[tuple, TrainConfig]:
 
 # %% ../nbs/experiments.ipynb #cell-41
 def trial_scores(run: Run, problems: int = 128, samples: int = 32) -> dict:
-    "What a trial is judged by: pass@k of its policy on problems of the training split; and what it sampled and cost."
+    "What a trial is judged by, pass@k of its policy on problems of the training split; what it sampled and cost, and where."
     model, tokenizer = load_reasoner(str(max((run.folder / "checkpoint").glob("step-*"))))
     task, generator = TASKS[run.config["task"]], torch.Generator().manual_seed(TUNING_SEED)
     rows = evaluate(model, tokenizer, task, task.problems(problems, "train", seed="tuning"), samples, generator=generator)
-    correct, timing = from_counts([r["correct"] for r in rows], samples), run.table("timing")
-    return {f"pass@{k}": round(pass_at_k(correct, k), 4) for k in (1, 8, 32)} | {"tokens": int(timing.tokens.sum()), "seconds": round(timing.cpu_time.sum())}
+    correct, timing, env = from_counts([r["correct"] for r in rows], samples), run.table("timing"), json.loads((run.folder / "env.json").read_text())
+    return ({f"pass@{k}": round(pass_at_k(correct, k), 4) for k in (1, 8, 32) if k <= samples} | {"tokens": int(timing.tokens.sum()), "seconds": round(timing.cpu_time.sum())}
+            | {k: env[k] for k in ("torch", "hardware", "commit")})
 
 
 def tune(name: str, workers: int = 2, root=None, progress: bool = True) -> pd.DataFrame:

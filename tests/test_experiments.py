@@ -1,11 +1,14 @@
 "Experiments as data: one run id means one configuration, what is missing is counted, and the whole plan stays affordable."
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
-from relax.experiments import (APPENDIX, ARMS, EXPERIMENTS, GPU_EXPERIMENTS, PACE, Experiment, estimate, experiment, finished, keep_policies, main, overview, plan_hours, recorded, responses_sampled, run_seconds, sampled_tokens, seconds_of, step_costs, step_seconds, work)
+from relax.experiments import (APPENDIX, ARMS, BONUSES, EXPERIMENTS, GPU_EXPERIMENTS, PACE, TUNING_SEED, TURNED, Experiment, chosen, estimate, experiment, finished, keep_policies, main, overview, plan_hours, recorded, responses_sampled, run_seconds, sampled_tokens, seconds_of, step_costs, step_seconds, trial_scores, trials, work)
 from relax.reasoner import RECIPES
 from relax.record import Run, data_dir
-from relax.train import TrainConfig
+from relax.tasks import TASKS
+from relax.train import METHODS, TrainConfig, train
 
 EVERY = {i: c for e in (EXPERIMENTS | APPENDIX).values() for i, c in e.configs().items()}
 
@@ -148,3 +151,35 @@ def test_a_policy_is_kept_even_if_the_call_that_trained_it_was_cut_off(made, tmp
     keep_policies([e], root)
     assert (root / "countdown-small-grpo-s0" / "policy" / "model.safetensors").read_text() == "weights" and not (root / "countdown-small-grpo-s1" / "policy").exists()
     assert not (root / "countdown-small-relax-s0" / "policy").exists()  # finished, but its checkpoint is gone
+
+
+# tuning
+
+def test_every_method_is_tuned_alike():
+    for name in ("signals", "signals_spelled"):
+        e, made = experiment(name), trials(name)
+        assert {a: sum(at[0] == a for at in made) for a in TURNED} == dict.fromkeys(TURNED, 4)
+        for (a, value), c in made.items():
+            assert c.seed == TUNING_SEED not in range(e.seeds) and c.steps == e.shared["steps"] and c.eval_problems == 1  # no held-out problem chooses anything
+            assert value == (c.lr / e.shared["lr"] if TURNED[a] == "lr_factor" else c.method_options[TURNED[a]])
+
+
+def test_the_arms_have_the_values_that_tuning_chose():
+    best = chosen(pd.read_csv(data_dir() / "trials.csv"))
+    assert BONUSES == {a: best[a] for a in BONUSES}
+    assert best["relax"] == METHODS["relax"].alpha and ARMS["relax_refresh_alpha0.03"]["method_options"]["alpha"] == best["relax_refresh"]
+    assert ARMS["uniform_kl0.04"]["method_options"]["kl"] == best["uniform_kl"] and any(a["lr_factor"] == best["grpo"] for a in ARMS.values() if a["method"] == "grpo" and "lr_factor" in a)
+
+
+def test_chosen_is_the_best_mean_over_tasks():
+    rows = [("one", "grpo", 1.0, 0.5), ("two", "grpo", 1.0, 0.5), ("one", "grpo", 0.5, 0.9), ("two", "grpo", 0.5, 0.2), ("one", "relax", 3.0, 0.1), ("two", "relax", 3.0, 0.1)]
+    assert chosen(pd.DataFrame(rows, columns=["experiment", "arm", "value", "pass@8"])) == {"grpo": 0.5, "relax": 3.0}
+
+
+def test_a_trial_is_judged_on_other_problems_than_it_learnt_from(tmp_path):
+    c = replace(trials("signals")["bonus_novelty", 2.0], steps=1, prompts=4, group_size=4)
+    run = train(c, "trial", root=tmp_path, progress=False)
+    scores = trial_scores(run, problems=3, samples=8)
+    assert 0 <= scores["pass@1"] <= scores["pass@8"] <= 1 and scores["tokens"] == run.table("timing").tokens.sum() > 0 and "pass@32" not in scores
+    task = TASKS[c.task]
+    assert not {p.prompt for p in task.problems(128, "train", seed="tuning")} & {p.prompt for p in task.problems(192, "heldout")}
