@@ -116,7 +116,7 @@ def main(arguments=None):
     if asked.recorded: return show(recorded_runs(), "demo")
     if asked.fresh:
         for run_id in [*configs, "demo-base"]: shutil.rmtree(data_dir() / "runs" / run_id, ignore_errors=True)
-    print(f"Training {'; '.join(look(a)['label'] for a in COMPARED)}: {STEPS} steps each from countdown-small (0.65 M parameters), two at a time.\n"
+    print(f"Training {'; '.join(look(a)['label'] for a in COMPARED)}: about {STEPS} steps each, for equally many tokens, from countdown-small (0.65 M parameters), two at a time.\n"
           f"This takes about {demo_minutes():.0f} minutes on two idle cores. Ctrl-C stops it; the same command goes on where it stopped.")
     base = evaluate_model("countdown-small", "countdown", "demo-base", problems=TrainConfig.eval_problems, progress=True)
     try: show([base, *train_all(configs)], "demo_live")

@@ -92,9 +92,9 @@ def test_responses_are_counted_back_from_means(made):
     assert responses_sampled(static).tolist() == [16] and sampled_tokens(static) == 152 == 16 * 9.5
 
 
-def test_a_method_that_samples_more_makes_fewer_steps():
-    steps = {a: EVERY[f"countdown-unstated-tiny-{a}-s0"].steps for a in ("grpo", "relax", "bonus_novelty")}
-    assert steps["grpo"] == steps["relax"] == 200 > steps["bonus_novelty"]
+def test_a_method_that_refills_less_makes_more_steps():
+    steps = {a: EVERY[f"countdown-small-{a}-s0"].steps for a in ("grpo", "relax", "grpo_static", "fr3e")}
+    assert steps["grpo"] == steps["relax"] == 100 < steps["grpo_static"] and steps["fr3e"] < 100
     assert all(a in ARMS for pace in PACE.values() for a in pace) and all(any(a in e.arms for e in (EXPERIMENTS | APPENDIX).values() if e.stem == stem) for stem, pace in PACE.items() for a in pace)
 
 
