@@ -152,16 +152,19 @@ class CountdownProblems(Task):
 
     A response is a row of attempts `a op b = c , d op e = f`, each closed by `?` (try again) or `!` (commit); only the committed one counts.
     Levels: 1 has four or more distinct solutions, 2 two or three, 3 a single one (three numbers each); 4 has four numbers. `level=None` draws from 1-3.
+    With probability `habit` a demonstration that solves a problem shows the same solution, the first that an orderly search finds; else any, all alike.
     """
     max_number: int = 10
     max_value: int = 59
     max_attempts: int = 5
     p_solution: float = 0.3
+    habit: float = 0.0
     name: str = "countdown"
     decisions, levels = "?!", (1, 2, 3, 4)
 
     def __post_init__(self):
-        if not 0 <= self.p_solution <= 1: raise ValueError(f"p_solution: got {self.p_solution}, accepted is a probability")
+        for name in ("p_solution", "habit"):
+            if not 0 <= getattr(self, name) <= 1: raise ValueError(f"{name}: got {getattr(self, name)}, accepted is a probability")
         if not 3 <= self.max_number <= self.max_value: raise ValueError(f"max_number: got {self.max_number}, accepted is 3 to max_value = {self.max_value}")
         if self.max_attempts < 1: raise ValueError(f"max_attempts: got {self.max_attempts}, accepted is a whole number from 1 up")
 
@@ -206,7 +209,7 @@ class Countdown(CountdownProblems):
     def attempt(self, p: Problem, rng) -> tuple[str, bool]:
         "A legal attempt, as text, and whether it hits: a solution with probability `p_solution`, else a random walk."
         known = list(solutions(tuple(sorted(p.data["numbers"])), self.max_value)[p.data["target"]].values())
-        if rng.random() < self.p_solution: steps, value = rng.choice(known), p.data["target"]
+        if rng.random() < self.p_solution: steps, value = known[0] if self.habit and rng.random() < self.habit else rng.choice(known), p.data["target"]
         else: steps, value = random_steps(p.data["numbers"], self.max_value, rng)
         return " , ".join(f"{a} {op} {b} = {c}" for a, op, b, c in steps), value == p.data["target"]
 
@@ -441,7 +444,7 @@ def first_moves(v: Verdict, response: str) -> str:
     return " ".join(v.answer.split()[:2])
 
 # %% ../nbs/05_tasks.ipynb #cell-49
-WIDE = Countdown(max_number=15, name="countdown-wide")
+WIDE = Countdown(max_number=25, habit=0.95, name="countdown-wide")
 TASKS = {t.name: t for t in (
     Countdown(), Waypoints(), WIDE, Unstated(WIDE, canonical, levels=(1,), name="countdown-unstated"),
-    Unstated(WIDE, spelled, levels=(1,), name="countdown-spelled"), Unstated(Waypoints(), first_moves, levels=(1,)))}
+    Unstated(WIDE, spelled, levels=(2,), name="countdown-spelled"), Unstated(Waypoints(), first_moves, levels=(1,)))}

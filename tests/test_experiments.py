@@ -4,7 +4,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from relax.experiments import (APPENDIX, ARMS, BONUSES, EXPERIMENTS, GPU_EXPERIMENTS, PACE, TUNING_SEED, TURNED, Experiment, chosen, estimate, experiment, finished, keep_policies, main, overview, plan_hours, recorded, responses_sampled, run_seconds, sampled_tokens, seconds_of, step_costs, step_seconds, trial_scores, trials, work)
+from relax.experiments import (APPENDIX, ARMS, BONUS_KL, BONUSES, EXPERIMENTS, GPU_EXPERIMENTS, PACE, TUNING_SEED, TURNED, Experiment, chosen, estimate, experiment, finished, keep_policies, main, overview, plan_hours, recorded, responses_sampled, run_seconds, sampled_tokens, seconds_of, step_costs, step_seconds, trial_scores, trials, work)
 from relax.reasoner import RECIPES
 from relax.record import Run, data_dir
 from relax.tasks import TASKS
@@ -168,7 +168,7 @@ def test_the_arms_have_the_values_that_tuning_chose():
     best = chosen(pd.read_csv(data_dir() / "trials.csv"))
     assert BONUSES == {a: best[a] for a in BONUSES}
     assert best["relax"] == METHODS["relax"].alpha and ARMS["relax_refresh_alpha0.03"]["method_options"]["alpha"] == best["relax_refresh"]
-    assert ARMS["uniform_kl0.04"]["method_options"]["kl"] == best["uniform_kl"] and any(a["lr_factor"] == best["grpo"] for a in ARMS.values() if a["method"] == "grpo" and "lr_factor" in a)
+    assert BONUS_KL == best["uniform_kl"] == ARMS["uniform_kl0.04"]["method_options"]["kl"] == ARMS["bonus_novelty"]["method_options"]["kl"] and any(a["lr_factor"] == best["grpo"] for a in ARMS.values() if a["method"] == "grpo" and "lr_factor" in a)
 
 
 def test_chosen_is_the_best_mean_over_tasks():

@@ -1,11 +1,12 @@
 "Room 05: generators, verifiers, splits, counts."
 import random
+from collections import Counter
 from fractions import Fraction
 from itertools import permutations, product
 
 import pytest
 
-from relax.tasks import TASKS, Countdown, ReasoningGym, Unstated, Waypoints, canonical, combine, is_heldout, show, solutions
+from relax.tasks import TASKS, Countdown, ReasoningGym, Unstated, Waypoints, canonical, combine, is_heldout, random_steps, show, solutions
 
 TASK_LEVELS = [(t, k) for t in TASKS.values() for k in t.levels]
 GOOD = "3 * 9 = 27 , 27 - 7 = 20"
@@ -149,7 +150,7 @@ def test_malformed_walks(response):
 
 @pytest.mark.parametrize("call,argument", [
     (lambda: Countdown().problems(1, "test"), "split"), (lambda: Countdown().problems(1, level=9), "level"),
-    (lambda: Countdown(p_solution=2), "p_solution"), (lambda: Countdown(max_attempts=0), "max_attempts"), (lambda: Countdown(max_number=99), "max_number"),
+    (lambda: Countdown(p_solution=2), "p_solution"), (lambda: Countdown(habit=-0.1), "habit"), (lambda: Countdown(max_attempts=0), "max_attempts"), (lambda: Countdown(max_number=99), "max_number"),
     (lambda: Waypoints(p_best=0), "p_best"), (lambda: Waypoints(max_step=50), "max_step"), (lambda: Waypoints(hand_size=20), "hand_size")])
 def test_bad_arguments_are_named(call, argument):
     with pytest.raises(ValueError, match=argument): call()
@@ -187,6 +188,19 @@ def test_reasoning_gym_not_installed(monkeypatch):
     with pytest.raises(ValueError, match="pip install"): ReasoningGym("chain_sum")
 
 
+def test_a_habit_shows_one_solution_and_none_leaves_the_draws_alone():
+    shown = {h: [Countdown(p_solution=1.0, habit=h).attempt(p, rng)[0] for rng in [random.Random(0)] for p in Countdown().problems(5, level=1) for _ in range(200)] for h in (0.0, 0.95, 1.0)}
+    for i in range(5):
+        share = {h: max(Counter(texts[200 * i:200 * (i + 1)]).values()) / 200 for h, texts in shown.items()}
+        assert share[0.0] < 0.4 and 0.9 < share[0.95] < 1.0 == share[1.0]
+    rng, plain, known = random.Random(3), random.Random(3), solutions((1, 3, 8), 59)[11]
+    p = Countdown().problem((3, 1, 8), 11)
+    for _ in range(20):
+        text, hit = Countdown().attempt(p, rng)
+        if plain.random() < 0.3: assert text == " , ".join(f"{a} {op} {b} = {c}" for a, op, b, c in plain.choice([*known.values()]))
+        else: random_steps(p.data["numbers"], 59, plain)
+
+
 def solved(task, p, n=60):
     "Different correct responses to p, by the task underneath."
     rng = random.Random(0)
@@ -207,8 +221,8 @@ def test_unstated_accepts_its_share_of_the_ways_and_all_answers_of_one_way_alike
 
 
 def test_unstated_hides_the_taste_and_keeps_the_split():
-    task = TASKS["countdown-unstated"]
-    assert min(task.n_solutions(p) for p in task.problems(40)) >= 4
+    task, task_2 = TASKS["countdown-unstated"], TASKS["countdown-spelled"]
+    assert min(task.n_solutions(p) for p in task.problems(40)) >= 4 and {task_2.n_solutions(p) for p in task_2.problems(40)} <= {2, 3}
     with pytest.raises(ValueError, match="level: got 3"): task.problems(1, level=3)  # a single solution each: not asked here, and not searched for forever
     prompts = [p for seed in range(60) for p in task.problems(20, seed=seed)]
     tastes = {}
