@@ -91,7 +91,7 @@ def gather():
     write("CITATION.cff", (ROOT / "CITATION.cff").read_bytes())
     for path in book(): write(path.relative_to(ROOT), notebooks.notebook_page(path, repository))
     first = notebooks.sections(notebooks.links((ROOT / "README.md").read_text(encoding="utf-8"), repository))
-    first |= {"disagrees": gallery.disagreements(gallery.cards(ROOT / "figures")), "tuning": gallery.tuning(ROOT / "data" / "tuning.csv"), "oracle": (ROOT / "figures" / "signals_tuning.md").read_text(encoding="utf-8")}
+    first |= {"disagrees": gallery.disagreements(gallery.cards(ROOT / "figures")), "tuning": gallery.tuning(ROOT / "data" / "tuning.csv"), "oracle": (ROOT / "figures" / "signals_tuning.md").read_text(encoding="utf-8"), "first": gallery.first_signals(ROOT / "data" / "signals_first.csv")}
     for page in (HERE / "pages").glob("*.md"):
         if page.stem not in ("start", "api"): write(page.name, filled(page.read_text(encoding="utf-8"), first))
     write("course.md", course_page(costs))

@@ -128,6 +128,11 @@ def disagreements(found: dict[str, dict]) -> str:
 
 
 def tuning(path: Path) -> str:
-    "The tuning log as a table."
+    "The tuning log as a table, without the search for a task of many ways, which has one of its own."
     kept = ("date", "task", "arm", "steps", "lr", "kl", "beta", "pass@1", "pass@8", "pass@32", "note")
-    return table(kept, [[r[k] for k in kept] for r in rows(path)])
+    return table(kept, [[r[k] for k in kept] for r in rows(path) if not r["note"].startswith("way: ")])
+
+
+def first_signals(path: Path) -> str:
+    "What the oracle won by in the first comparison of signals."
+    return table(("what", "difference [95 %]", ""), [[r["what"], "{:+.3f} [{:+.3f}, {:+.3f}]".format(*(float(r[k]) for k in ("value", "low", "high"))), r["status"]] for r in rows(path) if r["arm"] == "bonus_rarity"])
