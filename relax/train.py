@@ -377,12 +377,13 @@ def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, prog
     """
     for i, c in configs.items(): check_same(i, c, root)
     waiting, working = [i for i, c in configs.items() if not finished(i, c, root)], []
-    total, already = sum(c.steps for c in configs.values()), sum(steps_done(i, root) for i in configs)
-    with tqdm(total=total, initial=already, desc="training", unit="step", disable=not progress) as bar, joined(working):
+    done = {i: steps_done(i, root) for i in configs}
+    with tqdm(total=sum(c.steps for c in configs.values()), initial=sum(done.values()), desc="training", unit="step", disable=not progress) as bar, joined(working):
         while waiting or working:
             while waiting and len(working) < workers: working.append(start_worker(waiting.pop(0), configs, root, device))
             time.sleep(1.0)
-            bar.update(sum(steps_done(i, root) for i in configs) - bar.n)
+            done |= {p.name: steps_done(p.name, root) for p in working}  # reading all of them would cost more, the longer the plan
+            bar.update(sum(done.values()) - bar.n)
             bar.set_postfix({p.name: latest_reward(p.name, root) for p in working})
             for process in [p for p in working if p.exitcode is not None]:
                 working.remove(process)
