@@ -45,7 +45,7 @@ OBSERVABLES = {f"relax_m{m}": arm("relax", n_observables=m) for m in (5, 25)}
 THRESHOLDS = {f"relax_xi_{name}": arm("relax", xi=xi) for name, xi in (("q50", "q50"), ("q99", "q99"), ("inf", float("inf")))}
 RIVALS = {name: arm(name) for name in ("grpo_static", "simplerl", "dr_grpo", "dapo", "kl_cov", "clip_cov", "entropy", "zero_div", "high_entropy",
                                        "dcpo", "hicra", "fr3e", "effective_rank")}
-BONUS_KL = 0.04  # the uniform KL under every bonus, by data/trials.csv
+BONUS_KL = 0.08  # the uniform KL under every bonus, by data/trials.csv
 BONUSES = {"bonus_random": 0.5, "bonus_rarity": 2.0, "bonus_dsd": 0.25, "bonus_ref_dsd": 0.25, "bonus_pooled_dsd": 0.25, "bonus_novelty": 1.0}  # coefficients by data/trials.csv
 SIGNALS = {"quarter_lr": arm("grpo", {"lr_factor": 0.25}), "eighth_lr": arm("grpo", {"lr_factor": 0.125}), "uniform_kl0.04": arm("uniform_kl", kl=BONUS_KL),
            "relax_refresh_alpha0.03": arm("relax", refresh=50, alpha=0.03), **{name: arm(name, kl=BONUS_KL, coefficient=c) for name, c in BONUSES.items()}}
@@ -359,7 +359,7 @@ def main(arguments=None):
 
 # %% ../nbs/experiments.ipynb #cell-40
 #: What is turned, and the four values that are tried.
-KNOBS = {"lr_factor": (1, 0.5, 0.25, 0.125), "kl": (0.01, 0.02, 0.04, 0.08), "alpha": (0.01, 0.03, 0.1, 0.3), "coefficient": (0.1, 0.3, 1.0, 3.0)}
+KNOBS = {"lr_factor": (1, 0.5, 0.25, 0.125), "kl": (0.02, 0.04, 0.08, 0.16), "alpha": (0.01, 0.03, 0.1, 0.3), "coefficient": (0.1, 0.3, 1.0, 3.0)}
 #: Arm -> its knob.
 TURNED = {"grpo": "lr_factor", "uniform_kl": "kl", "relax": "alpha", "relax_refresh": "alpha", **dict.fromkeys(BONUSES, "coefficient")}
 TUNING_SEED = 100
