@@ -148,8 +148,8 @@ EXPERIMENTS = {
     "deviations": Experiment("Do paper and draft code train alike?", "equations 7 to 12, Table 3", ("grpo", "relax", *DEVIATIONS)),
     "signals": Experiment("Does a bonus that cannot be gamed through the states help?", "beyond the paper", (*CONTROLS, *SIGNALS), seeds=5,
                           model="countdown-wide-tiny", task="countdown-unstated", config=(("steps", 150), ("lr", 1e-4)), kept=()),
-    "signals_spelled": Experiment("And on other problems, where each spelling is a way?", "beyond the paper", (*CONTROLS, *SIGNALS), seeds=5,
-                                  model="countdown-wide-tiny", task="countdown-spelled", config=(("steps", 150), ("lr", 1e-4)), kept=()),
+    "signals_waypoints": Experiment("And on another task, with longer responses?", "beyond the paper", (*CONTROLS, *SIGNALS), seeds=5,
+                                    model="waypoints-unstated-tiny", task="waypoints-unstated", config=(("steps", 100), ("lr", 1e-4)), kept=()),
     "sizes": Experiment("Does it hold for a model of a sixth of the size?", "Table 2", (*CONTROLS, *RIVALS), model="countdown-tiny", kept=(), temperatures=COOLER),
     "waypoints": Experiment("Does it hold on another task, with longer responses?", "Table 2", tuple(CONTROLS), model="waypoints-small", task="waypoints",
                             config=(("steps", 40), ("lr", 5e-5)), kept=(), temperatures=(0.6,)),  # its own rate, by data/tuning.csv

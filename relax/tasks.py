@@ -230,16 +230,19 @@ class WaypointsProblems(Task):
     A response names each waypoint and spells out each move: sign, step, where it leads, and how far the waypoint then is,
     `to 17 < 13 - 9 21 < 4 - 4 17 = to 30 > 13 ...`, until the last is reached, `!`. Levels 1-4 have 2, 3, 4, 5 waypoints and 0, 2, 4, 6 walls.
     A leg can be walked in many ways, so a prompt has very many solutions; a walk that wanders runs out of `max_moves`.
+    With probability `habit` a demonstration is the same walk, which always takes the first of the best moves; else a noisy one.
     """
     max_value: int = 39
     max_step: int = 9
     hand_size: int = 3
     max_moves: int = 36
     p_best: float = 0.7
+    habit: float = 0.0
     name, decisions, levels = "waypoints", "", (1, 2, 3, 4)
 
     def __post_init__(self):
         if not 0 < self.p_best <= 1: raise ValueError(f"p_best: got {self.p_best}, accepted is a probability above 0, or demonstrations never end")
+        if not 0 <= self.habit <= 1: raise ValueError(f"habit: got {self.habit}, accepted is a probability")
         if not 2 <= self.max_step < self.max_value: raise ValueError(f"max_step: got {self.max_step}, accepted is 2 to max_value - 1 = {self.max_value - 1}")
         if self.hand_size > self.max_step - 1: raise ValueError(f"hand_size: got {self.hand_size}, accepted is at most max_step - 1 = {self.max_step - 1}")
 
@@ -325,11 +328,12 @@ class Waypoints(WaypointsWalks):
         return total
 
     def demonstration(self, p: Problem, rng) -> str:
-        "A noisy walk: a best move with probability `p_best`, else any legal one; walked again where it took too long."
+        "By habit the first of the best moves; else a noisy walk: a best move with probability `p_best`, else any legal one; walked again where it took too long."
+        by_habit = self.habit and rng.random() < self.habit
         def choose(options, at, goal):
             far = self.distances(p, goal)
             best = [m for m in options if far[m[2]] < far[at]]
-            return rng.choice(best if rng.random() < self.p_best else options)
+            return best[0] if by_habit else rng.choice(best if rng.random() < self.p_best else options)
         while not self.verify(p, text := self.walk(p, choose)).correct: pass
         return text
 
@@ -444,7 +448,7 @@ def first_moves(v: Verdict, response: str) -> str:
     return " ".join(v.answer.split()[:2])
 
 # %% ../nbs/05_tasks.ipynb #cell-49
-WIDE = Countdown(max_number=25, habit=0.95, name="countdown-wide")
+WIDE = Countdown(max_number=25, habit=0.95, name="countdown-wide")  # what the model of countdown-unstated learns from
 TASKS = {t.name: t for t in (
     Countdown(), Waypoints(), WIDE, Unstated(WIDE, canonical, levels=(1,), name="countdown-unstated"),
-    Unstated(WIDE, spelled, levels=(2,), name="countdown-spelled"), Unstated(Waypoints(), first_moves, levels=(1,)))}
+    Unstated(Waypoints(max_moves=20, habit=0.95), first_moves, levels=(2,)))}

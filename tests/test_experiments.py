@@ -156,7 +156,7 @@ def test_a_policy_is_kept_even_if_the_call_that_trained_it_was_cut_off(made, tmp
 # tuning
 
 def test_every_method_is_tuned_alike():
-    for name in ("signals", "signals_spelled"):
+    for name in ("signals", "signals_waypoints"):
         e, made = experiment(name), trials(name)
         assert {a: sum(at[0] == a for at in made) for a in TURNED} == dict.fromkeys(TURNED, 4)
         for (a, value), c in made.items():

@@ -6,7 +6,7 @@ from itertools import permutations, product
 
 import pytest
 
-from relax.tasks import TASKS, Countdown, ReasoningGym, Unstated, Waypoints, canonical, combine, is_heldout, random_steps, show, solutions
+from relax.tasks import TASKS, Countdown, ReasoningGym, Unstated, Waypoints, canonical, combine, is_heldout, random_steps, show, solutions, spelled
 
 TASK_LEVELS = [(t, k) for t in TASKS.values() for k in t.levels]
 GOOD = "3 * 9 = 27 , 27 - 7 = 20"
@@ -150,7 +150,7 @@ def test_malformed_walks(response):
 
 @pytest.mark.parametrize("call,argument", [
     (lambda: Countdown().problems(1, "test"), "split"), (lambda: Countdown().problems(1, level=9), "level"),
-    (lambda: Countdown(p_solution=2), "p_solution"), (lambda: Countdown(habit=-0.1), "habit"), (lambda: Countdown(max_attempts=0), "max_attempts"), (lambda: Countdown(max_number=99), "max_number"),
+    (lambda: Countdown(p_solution=2), "p_solution"), (lambda: Countdown(habit=-0.1), "habit"), (lambda: Waypoints(habit=2), "habit"), (lambda: Countdown(max_attempts=0), "max_attempts"), (lambda: Countdown(max_number=99), "max_number"),
     (lambda: Waypoints(p_best=0), "p_best"), (lambda: Waypoints(max_step=50), "max_step"), (lambda: Waypoints(hand_size=20), "hand_size")])
 def test_bad_arguments_are_named(call, argument):
     with pytest.raises(ValueError, match=argument): call()
@@ -201,13 +201,20 @@ def test_a_habit_shows_one_solution_and_none_leaves_the_draws_alone():
         else: random_steps(p.data["numbers"], 59, plain)
 
 
+def test_a_habitual_walk_is_always_the_same():
+    walks = {h: [Waypoints(habit=h).demonstration(p, rng) for rng in [random.Random(0)] for p in Waypoints().problems(5, level=2) for _ in range(100)] for h in (0.0, 0.95, 1.0)}
+    for i in range(5):
+        share = {h: max(Counter(w[100 * i:100 * (i + 1)]).values()) / 100 for h, w in walks.items()}
+        assert share[0.0] < 0.3 and 0.85 < share[0.95] < 1.0 == share[1.0]
+
+
 def solved(task, p, n=60):
     "Different correct responses to p, by the task underneath."
     rng = random.Random(0)
     return {r for r in (task.demonstration(p, rng) for _ in range(n)) if task.task.verify(p, r).correct}
 
 
-@pytest.mark.parametrize("task", [TASKS[name] for name in ("countdown-unstated", "countdown-spelled", "waypoints-unstated")], ids=lambda t: t.name)
+@pytest.mark.parametrize("task", [TASKS[name] for name in ("countdown-unstated", "waypoints-unstated")], ids=lambda t: t.name)
 def test_unstated_accepts_its_share_of_the_ways_and_all_answers_of_one_way_alike(task):
     tosses, alike = {}, []
     for p in task.problems(60):
@@ -221,8 +228,8 @@ def test_unstated_accepts_its_share_of_the_ways_and_all_answers_of_one_way_alike
 
 
 def test_unstated_hides_the_taste_and_keeps_the_split():
-    task, task_2 = TASKS["countdown-unstated"], TASKS["countdown-spelled"]
-    assert min(task.n_solutions(p) for p in task.problems(40)) >= 4 and {task_2.n_solutions(p) for p in task_2.problems(40)} <= {2, 3}
+    task = TASKS["countdown-unstated"]
+    assert min(task.n_solutions(p) for p in task.problems(40)) >= 4
     with pytest.raises(ValueError, match="level: got 3"): task.problems(1, level=3)  # a single solution each: not asked here, and not searched for forever
     prompts = [p for seed in range(60) for p in task.problems(20, seed=seed)]
     tastes = {}
@@ -230,11 +237,11 @@ def test_unstated_hides_the_taste_and_keeps_the_split():
     assert max(map(len, tastes.values())) > 1 and not {task.key(p) for p in prompts} & {task.key(p) for p in task.problems(200, "heldout")}
     assert task.problems(5) == task.problems(5) and [p.data["secret"] for p in task.problems(5)] == [p.data["secret"] for p in task.problems(5)]
     assert task.words == Countdown().words and task.max_new_tokens == Countdown().max_new_tokens
-    assert {p.level for p in TASKS["waypoints-unstated"].problems(20)} == {1}
+    assert {p.level for p in TASKS["waypoints-unstated"].problems(20)} == {2}
 
 
 def test_spelled_tells_orders_apart_and_forgets_what_was_given_up():
-    p, way = Countdown().problem((3, 1, 8), 11), lambda r: TASKS["countdown-spelled"].way(Countdown().verify(p, r), r)
+    p, way = Countdown().problem((3, 1, 8), 11), lambda r: spelled(Countdown().verify(p, r), r)
     assert way("8 + 1 = 9 , 9 - 3 = 6 ? 3 + 8 = 11 , 11 * 1 = 11 !") == way("3 + 8 = 11 , 11 * 1 = 11 !") != way("8 + 3 = 11 , 11 * 1 = 11 !")
 
 
