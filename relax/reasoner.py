@@ -103,7 +103,7 @@ RECIPES = {
     "countdown-tiny": dict(task="countdown", size="tiny", steps=2400, batch_size=64, lr=3e-3),
     "countdown-small": dict(task="countdown", size="small", steps=2400, batch_size=64, lr=2e-3),
     "countdown-wide-tiny": dict(task="countdown-wide", size="tiny", steps=2400, batch_size=64, lr=3e-3),
-    "waypoints-unstated-tiny": dict(task="waypoints-unstated", size="tiny", steps=2000, batch_size=64, lr=3e-3),
+    "waypoints-unstated-tiny": dict(task="waypoints-unstated", size="tiny", steps=4000, batch_size=64, lr=3e-3),
     "waypoints-small": dict(task="waypoints", size="small", steps=1300, batch_size=48, lr=2e-3),
     "waypoints-large": dict(task="waypoints", size="large", steps=4000, batch_size=256, lr=5e-4),  # 27 million parameters: for a GPU, never run by us so far
     "countdown-llama": dict(task="countdown", size="small", architecture="llama", steps=2400, batch_size=64, lr=2e-3),
