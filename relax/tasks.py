@@ -451,4 +451,4 @@ def first_moves(v: Verdict, response: str) -> str:
 WIDE = Countdown(max_number=25, habit=0.95, name="countdown-wide")  # what the model of countdown-unstated learns from
 TASKS = {t.name: t for t in (
     Countdown(), Waypoints(), WIDE, Unstated(WIDE, canonical, levels=(1,), name="countdown-unstated"),
-    Unstated(Waypoints(max_moves=20, habit=0.95), first_moves, levels=(2,)))}
+    Unstated(Waypoints(max_moves=20, habit=0.8), first_moves, levels=(2,)))}
