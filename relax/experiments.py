@@ -45,7 +45,7 @@ OBSERVABLES = {f"relax_m{m}": arm("relax", n_observables=m) for m in (5, 25)}
 THRESHOLDS = {f"relax_xi_{name}": arm("relax", xi=xi) for name, xi in (("q50", "q50"), ("q99", "q99"), ("inf", float("inf")))}
 RIVALS = {name: arm(name) for name in ("grpo_static", "simplerl", "dr_grpo", "dapo", "kl_cov", "clip_cov", "entropy", "zero_div", "high_entropy",
                                        "dcpo", "hicra", "fr3e", "effective_rank")}
-BONUS_KL = 0.08  # the uniform KL under every bonus, by data/trials.csv
+BONUS_KL = 0.16  # the uniform KL under every bonus, by data/trials.csv
 BONUSES = {"bonus_random": 0.5, "bonus_rarity": 2.0, "bonus_dsd": 0.25, "bonus_ref_dsd": 0.25, "bonus_pooled_dsd": 0.25, "bonus_novelty": 1.0}  # coefficients by data/trials.csv
 SIGNALS = {"quarter_lr": arm("grpo", {"lr_factor": 0.25}), "eighth_lr": arm("grpo", {"lr_factor": 0.125}), "uniform_kl0.04": arm("uniform_kl", kl=BONUS_KL),
            "relax_refresh_alpha0.03": arm("relax", refresh=50, alpha=0.03), **{name: arm(name, kl=BONUS_KL, coefficient=c) for name, c in BONUSES.items()}}
