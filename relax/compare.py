@@ -35,7 +35,7 @@ LABELS = record.LABELS | {
     "relax_xi_q50": "ReLaX, ξ = median", "relax_xi_q99": "ReLaX, ξ = 99 % quantile", "relax_xi_inf": "ReLaX, ξ = ∞",
     "grpo_static": "GRPO, no dynamic sampling", "simplerl": "SimpleRL", "dr_grpo": "Dr. GRPO", "dapo": "DAPO", "dcpo": "DCPO", "kl_cov": "KL-Cov", "clip_cov": "Clip-Cov",
     "entropy": "entropy bonus", "zero_div": "R1-zero-Div", "high_entropy": "80/20", "hicra": "HICRA", "fr3e": "FR3E", "effective_rank": "effective rank",
-    "quarter_lr": "GRPO, a quarter of the rate", "eighth_lr": "GRPO, an eighth of the rate", "bonus_random": "random bonus", "bonus_rarity": "rarity bonus (oracle)", "bonus_dsd": "DSD bonus", "bonus_ref_dsd": "DSD bonus, base states", "bonus_pooled_dsd": "DSD bonus, pooled", "relax_refresh": "ReLaX, dictionary and ξ refreshed", "relax_alpha0.01": "ReLaX, α = 0.01", "relax_refresh_alpha0.01": "ReLaX, refreshed, α = 0.01", "uniform_kl0.16": "GRPO + uniform KL, weight 0.16", "bonus_novelty": "novelty bonus"}
+    "quarter_lr": "GRPO, a quarter of the rate", "eighth_lr": "GRPO, an eighth of the rate", "bonus_random": "random bonus", "bonus_rarity": "rarity bonus (oracle)", "bonus_dsd": "DSD bonus", "bonus_ref_dsd": "DSD bonus, base states", "bonus_pooled_dsd": "DSD bonus, pooled", "relax_refresh": "ReLaX, dictionary and ξ refreshed", "relax_alpha0.01": "ReLaX, α = 0.01", "relax_refresh_alpha0.01": "ReLaX, refreshed, α = 0.01", "uniform_kl0.16": "GRPO + uniform KL, weight 0.16", "bonus_novelty": "novelty bonus", "bonus_novelty1": "novelty bonus, weight 1"}
 COLORS = record.COLORS | {"half_lr": "#2e8b57"}
 LINES = record.LINES | {"base": "", "half_lr": (0, (1, 1.2))}
 MARKERS = {"base": "x", "grpo": "D", "uniform_kl": "s", "relax": "o", "half_lr": "^"}

@@ -46,9 +46,10 @@ THRESHOLDS = {f"relax_xi_{name}": arm("relax", xi=xi) for name, xi in (("q50", "
 RIVALS = {name: arm(name) for name in ("grpo_static", "simplerl", "dr_grpo", "dapo", "kl_cov", "clip_cov", "entropy", "zero_div", "high_entropy",
                                        "dcpo", "hicra", "fr3e", "effective_rank")}
 BONUS_KL = 0.16  # the uniform KL under every bonus, by data/trials.csv
-BONUSES = {"bonus_random": 0.5, "bonus_rarity": 3.0, "bonus_dsd": 0.1, "bonus_ref_dsd": 1.0, "bonus_pooled_dsd": 0.3, "bonus_novelty": 1.0}  # coefficients by data/trials.csv
+BONUSES = {"bonus_random": 0.3, "bonus_rarity": 3.0, "bonus_dsd": 0.1, "bonus_ref_dsd": 1.0, "bonus_pooled_dsd": 0.3, "bonus_novelty": 3.0}  # coefficients by data/trials.csv
 SIGNALS = {"quarter_lr": arm("grpo", {"lr_factor": 0.25}), "eighth_lr": arm("grpo", {"lr_factor": 0.125}), "uniform_kl0.16": arm("uniform_kl", kl=BONUS_KL),
-           "relax_alpha0.01": arm("relax", alpha=0.01), "relax_refresh_alpha0.01": arm("relax", refresh=50, alpha=0.01), **{name: arm(name, kl=BONUS_KL, coefficient=c) for name, c in BONUSES.items()}}
+           "relax_alpha0.01": arm("relax", alpha=0.01), "relax_refresh_alpha0.01": arm("relax", refresh=50, alpha=0.01), **{name: arm(name, kl=BONUS_KL, coefficient=c) for name, c in BONUSES.items()},
+           "bonus_novelty1": arm("bonus_novelty", kl=BONUS_KL, coefficient=1.0)}  # second in its trials, with a better pass@1
 
 # %% ../nbs/experiments.ipynb #cell-10
 DEVIATIONS = {
@@ -89,7 +90,9 @@ PACE = {
                         "relax_kl_sum": 1.36, "relax_as_printed": 1.17},
     "countdown-tiny": {"half_lr": 1.07, "grpo_static": 1.14, "simplerl": 1.13, "dr_grpo": 1.14, "dapo": 1.12, "high_entropy": 1.34, "dcpo": 1.14, "fr3e": 0.45},
     "countdown-llama": {"half_lr": 1.06}, "countdown-qwen3": {"half_lr": 1.06},
-    "countdown-unstated-tiny": {"quarter_lr": 1.08, "eighth_lr": 1.08, "uniform_kl0.16": 1.05, "bonus_random": 1.04, "bonus_rarity": 1.03, "bonus_pooled_dsd": 1.04},
+    "countdown-unstated-tiny": {"quarter_lr": 1.08, "eighth_lr": 1.08, "uniform_kl0.16": 1.05, "bonus_random": 1.04, "bonus_rarity": 1.03, "bonus_pooled_dsd": 1.04,
+                                "bonus_novelty": 0.96},
+    "waypoints-unstated-tiny": {"bonus_novelty": 0.94},
     "pictures-small": {"relax_alpha0.3": 1.05, "relax_alpha1": 1.1},
 }
 
