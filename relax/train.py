@@ -20,6 +20,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -381,7 +382,7 @@ def train_all(configs: dict[str, TrainConfig], workers: int = 2, root=None, prog
     with tqdm(total=sum(c.steps for c in configs.values()), initial=sum(done.values()), desc="training", unit="step", disable=not progress) as bar, joined(working):
         while waiting or working:
             while waiting and len(working) < workers: working.append(start_worker(waiting.pop(0), configs, root, device))
-            time.sleep(1.0)
+            wait([p.sentinel for p in working], timeout=1.0)
             done |= {p.name: steps_done(p.name, root) for p in working}  # reading all of them would cost more, the longer the plan
             bar.update(sum(done.values()) - bar.n)
             bar.set_postfix({p.name: latest_reward(p.name, root) for p in working})
@@ -400,8 +401,11 @@ def joined(working: list):
 
 
 def start_worker(run_id: str, configs: dict, root, device=None):
-    "A fresh process that trains one run."
-    process = multiprocessing.get_context("spawn").Process(target=worker, args=(configs[run_id], run_id, root, device), name=run_id)
+    "A process of its own that trains one run; where the system can fork, from a server that has imported everything once."
+    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+    if can_fork: context.set_forkserver_preload(["relax.train"])
+    process = context.Process(target=worker, args=(configs[run_id], run_id, root, device), name=run_id)
     process.start()
     return process
 
