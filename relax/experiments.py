@@ -263,7 +263,7 @@ def step_cost(config: TrainConfig, costs: dict, measured: pd.DataFrame) -> float
 
 
 def run_seconds(config: TrainConfig, costs: dict, measured: pd.DataFrame) -> float:
-    "What a whole run takes on one idle core: a process to start, its steps, and an evaluation at the end. NaN for a model that is not measured."
+    "What a whole run takes on one idle core: a trainer to make, its steps, and an evaluation at the end. NaN for a model that is not measured."
     if config.model not in measured.index: return float("nan")
     return config.steps * step_cost(config, costs, measured) + measured.start_seconds[config.model] + measured.evaluation_seconds[config.model]
 

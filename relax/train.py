@@ -404,7 +404,7 @@ def start_worker(run_id: str, configs: dict, root, device=None):
     "A process of its own that trains one run; where the system can fork, from a server that has imported everything once."
     can_fork = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
-    if can_fork: context.set_forkserver_preload(["relax.train"])
+    if can_fork: context.set_forkserver_preload(["relax.train", "transformers.models.qwen2.modeling_qwen2"])  # the latter by itself only when a model is loaded
     process = context.Process(target=worker, args=(configs[run_id], run_id, root, device), name=run_id)
     process.start()
     return process
