@@ -90,8 +90,8 @@ PACE = {
                         "relax_kl_sum": 1.36, "relax_as_printed": 1.17},
     "countdown-tiny": {"half_lr": 1.07, "grpo_static": 1.14, "simplerl": 1.13, "dr_grpo": 1.14, "dapo": 1.12, "high_entropy": 1.34, "dcpo": 1.14, "fr3e": 0.45},
     "countdown-llama": {"half_lr": 1.06}, "countdown-qwen3": {"half_lr": 1.06},
-    "countdown-unstated-tiny": {"quarter_lr": 1.08, "eighth_lr": 1.08, "uniform_kl0.16": 1.05, "bonus_random": 1.04, "bonus_rarity": 1.03, "bonus_pooled_dsd": 1.04,
-                                "bonus_novelty": 0.96},
+    "countdown-unstated-tiny": {"grpo": 1.07, "quarter_lr": 1.08, "eighth_lr": 1.08, "uniform_kl0.16": 1.05, "relax_alpha0.01": 1.07, "relax_refresh_alpha0.01": 1.07,
+                                "bonus_random": 1.04, "bonus_rarity": 1.03, "bonus_pooled_dsd": 1.04, "bonus_novelty": 0.96},
     "waypoints-unstated-tiny": {"bonus_novelty": 0.94},
     "pictures-small": {"relax_alpha0.3": 1.05, "relax_alpha1": 1.1},
 }
