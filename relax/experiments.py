@@ -18,7 +18,6 @@ import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from .evaluate import evaluate, evaluate_model, from_counts, pass_at_k
 from .reasoner import RECIPES, load_reasoner, make_reasoner
 from .record import Run, data_dir
 from .tasks import TASKS
-from .train import TrainConfig, finished, make_method, steps_done, train_all
+from .train import TrainConfig, finished, make_method, process_context, steps_done, train_all
 
 # %% ../nbs/experiments.ipynb #cell-8
 def arm(method: str, config: dict | None = None, **options) -> dict:
@@ -326,7 +325,7 @@ def sample_bases(asked: list[Experiment], workers: int = 2, root=None, progress:
     jobs = {i: job for e in asked for i, job in base_samples(e, root, device).items()}
     for i in [i for i in jobs if (Path(root or data_dir() / "runs") / i / "evals.csv").exists()]: evaluate_model(**jobs.pop(i))  # read back, or refused as another sample
     if not jobs: return
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, process_context(), torch.set_num_threads, (1,)) as pool:
         begun = [pool.submit(evaluate_model, **job) for job in jobs.values()]
         for sample in tqdm(as_completed(begun), desc="samples of untrained models", total=len(jobs), disable=not progress): sample.result()
 

@@ -25,6 +25,7 @@ from math import inf, isfinite
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from tqdm.auto import tqdm
@@ -184,11 +185,12 @@ def settle(fig):
     if not isinstance(fig.get_layout_engine(), ConstrainedLayoutEngine): return
     fig.set_dpi(plt.rcParams["savefig.dpi"])
     for ax in fig.axes: ax.set_subplotspec(ax.get_subplotspec())
-    before, now = None, []
+    fig.draw_without_rendering()
+    now = [ax.get_position().bounds for ax in fig.axes]
     for _ in range(20):  # each pass is some hundred times nearer
-        fig.draw_without_rendering()
+        fig.get_layout_engine().execute(fig)
         before, now = now, [ax.get_position().bounds for ax in fig.axes]
-        if now == before: break
+        if np.allclose(now, before, rtol=0, atol=1e-9): break
     fig.set_layout_engine("none")
     for ax, bounds in zip(fig.axes, now): ax.set_position([round(v, 6) for v in bounds])  # the last digits remember where it came from
     for part in fig.subfigs: part.bbox_relative.set_points(part.bbox_relative.get_points().round(6) + 0.0)  # -0 becomes 0

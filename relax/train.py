@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'make_method', 'option', 'TrainConfig', 'Sampling', 'Collecting', 'Preparing', 'Updating', 'load_weights',
            'Checkpointing', 'Trainer', 'StopRequest', 'run_name', 'alone', 'started', 'check_same', 'train',
-           'train_all', 'joined', 'start_worker', 'end_with_parent', 'worker', 'latest_reward', 'steps_done',
-           'finished', 'parse', 'main']
+           'train_all', 'joined', 'process_context', 'start_worker', 'end_with_parent', 'worker', 'latest_reward',
+           'steps_done', 'finished', 'parse', 'main']
 
 # %% ../nbs/11_train.ipynb #cell-4
 import argparse
@@ -400,12 +400,17 @@ def joined(working: list):
         for process in working: process.join()
 
 
-def start_worker(run_id: str, configs: dict, root, device=None):
-    "A process of its own that trains one run; where the system can fork, from a server that has imported everything once."
+def process_context():
+    "How processes begin: where the system can fork, from a server that has imported everything once."
     can_fork = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
     if can_fork: context.set_forkserver_preload(["relax.train", "transformers.models.qwen2.modeling_qwen2"])  # the latter by itself only when a model is loaded
-    process = context.Process(target=worker, args=(configs[run_id], run_id, root, device), name=run_id)
+    return context
+
+
+def start_worker(run_id: str, configs: dict, root, device=None):
+    "A process of its own that trains one run."
+    process = process_context().Process(target=worker, args=(configs[run_id], run_id, root, device), name=run_id)
     process.start()
     return process
 
