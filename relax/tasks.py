@@ -171,9 +171,6 @@ class CountdownProblems(Task):
     @property
     def words(self) -> list[str]: return [str(i) for i in range(self.max_value + 1)] + list("+-*/=,?!:")
 
-    @property
-    def max_new_tokens(self) -> int: return 12 * self.max_attempts + 1
-
     def key(self, p: Problem) -> str: return f"{sorted(p.data['numbers'])} {p.data['target']}"
 
     def problem(self, numbers, target) -> Problem:
@@ -193,6 +190,9 @@ class CountdownProblems(Task):
 @dataclass(frozen=True)
 class Countdown(CountdownProblems):
     __doc__ = CountdownProblems.__doc__
+
+    @property
+    def max_new_tokens(self) -> int: return 12 * self.max_attempts + 1
 
     def n_solutions(self, p: Problem) -> int:
         return len(solutions(tuple(sorted(p.data["numbers"])), self.max_value).get(p.data["target"], ()))
